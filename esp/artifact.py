@@ -1,0 +1,211 @@
+"""Files that are either whole or absent, and that prove their own content.
+
+An artifact is one safetensors file. Its only metadata entry, `esp`, is canonical JSON:
+
+    {"format": 1, "meta": {...}, "digests": {tensor: sha256 | [sha256 of each row]}, "digest": sha256 of the rest}
+
+so that a reader finds a truncated, altered or swapped file before using a number of it. A tensor saved `by_row` can be
+read and verified a few rows at a time, without touching the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from esp.errors import ArtifactError
+
+FORMAT = 1
+_DAMAGED = "the file is damaged: restore it from a copy, or make it again"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified file: its metadata, its tensors, and the digest of both."""
+
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    digest: str
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256(data: bytes | str) -> str:
+    """Hexadecimal SHA-256 of bytes, or of text as UTF-8."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of a CPU tensor."""
+    hasher = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    hasher.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], by_row: Sequence[str] = ()) -> str:
+    """Write tensors and metadata to `path`, aside first and then renamed; return the digest.
+
+    Args:
+        path: the file to make or replace; its folder is made when missing.
+        tensors: name -> tensor of any shape and dtype; moved to the CPU.
+        meta: anything JSON can hold.
+        by_row: names of tensors whose leading index is digested row by row, for `read_rows`.
+    """
+    held = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    digests = {
+        name: [tensor_digest(row) for row in tensor] if name in by_row else tensor_digest(tensor)
+        for name, tensor in held.items()
+    }
+    body = {"format": FORMAT, "meta": dict(meta), "digests": digests}
+    digest = sha256(canonical(body))
+    with _aside(path) as temporary:
+        save_file(held, temporary, metadata={"esp": canonical({**body, "digest": digest})})
+    return digest
+
+
+def load(path: Path) -> Artifact:
+    """Read a whole artifact and verify it. Tensors map the file's pages; they are not copied.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of another format.
+    """
+    with _opened(path) as (file, body):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    if tensors.keys() != body["digests"].keys():
+        raise ArtifactError(f"{path} does not hold the tensors that it lists", _DAMAGED)
+    for name, tensor in tensors.items():
+        expected = body["digests"][name]
+        found = [tensor_digest(row) for row in tensor] if isinstance(expected, list) else tensor_digest(tensor)
+        if found != expected:
+            raise ArtifactError(f"{path}: the checksum of {name!r} does not match", _DAMAGED)
+    return Artifact(body["meta"], tensors, body["digest"])
+
+
+def read_meta(path: Path) -> tuple[dict[str, Any], str]:
+    """Metadata and digest of an artifact, without reading its tensors."""
+    with _opened(path) as (_, body):
+        return body["meta"], body["digest"]
+
+
+def read_rows(path: Path, name: str, start: int, stop: int) -> Tensor:
+    """Rows `start:stop` of a tensor saved `by_row`, read as one slice and verified.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or has no such rows.
+    """
+    with _opened(path) as (file, body):
+        expected = body["digests"].get(name)
+        if not isinstance(expected, list) or not 0 <= start < stop <= len(expected):
+            raise ArtifactError(f"{path} has no rows {start} to {stop} of {name!r}", "ask for rows that the file holds")
+        rows: Tensor = file.get_slice(name)[start:stop]
+    if [tensor_digest(row) for row in rows] != expected[start:stop]:
+        raise ArtifactError(f"{path}: the checksum of {name!r} does not match", _DAMAGED)
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text aside and rename it into place."""
+    with _aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes aside and rename them into place."""
+    with _aside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented, sorted JSON aside and rename it into place."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        ArtifactError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist", "check the name, or make it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error})", _DAMAGED) from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory, which safetensors refuses to write; only what shares is copied."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and its verified header."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist", "check the name, or make it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file, _header(path, file.metadata() or {})
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})", _DAMAGED) from error
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        body: dict[str, Any] = json.loads(metadata["esp"])
+        digest, version = body.pop("digest"), body["format"]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} was not written by this program", "give a file that espctl made") from error
+    if version != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {version}, this program reads {FORMAT}", "use the version that wrote it"
+        )
+    if digest != sha256(canonical(body)):
+        raise ArtifactError(f"{path}: the checksum of its header does not match", _DAMAGED)
+    return {**body, "digest": digest}
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

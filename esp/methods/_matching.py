@@ -1,0 +1,132 @@
+"""What the methods that match a network's view of real and synthetic images have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esp import augment
+from esp.core import Task
+from esp.errors import UnknownNameError
+from esp.optim import Tensors, adam, below, prefixed, sgd, start_adam, start_sgd
+from esp.rng import Key
+
+
+@dataclass(frozen=True)
+class View:
+    """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks of whole units."""
+
+    task: Task
+    parameters: Tensors
+    draw: augment.Draw
+
+    def chunks(self) -> Iterator[tuple[slice, slice]]:
+        """Units and images of each chunk, sizes as equal as can be, none above `task.chunk` images unless one unit is."""
+        made = self.task.parametrisation
+        total, each = made.frame.classes * made.units, made.multiplicity
+        count = -(-total // max(1, self.task.chunk // each))
+        edges = [round(i * total / count) for i in range(count + 1)]
+        for first, last in zip(edges[:-1], edges[1:], strict=True):
+            yield slice(first, last), slice(first * each, last * each)
+
+    def images(self, units: slice, rows: slice, parameters: Tensors | None = None) -> Tensor:
+        """Augmented normalised images of a chunk, differentiable in `parameters` when those are given."""
+        decoded = self.task.parametrisation.decode(parameters or self.parameters, units.start, units.stop)
+        return augment.apply(self.draw, decoded, self.task.labels[rows])
+
+    def targets(self, rows: slice) -> Tensor:
+        """One-hot labels [n, classes] of a chunk."""
+        labels = self.task.labels[rows].to(self.task.device)
+        dtype = next(iter(self.parameters.values())).dtype
+        return torch.nn.functional.one_hot(labels, self.task.network.classes).to(dtype)
+
+    def pull(self, cotangent: Callable[[Tensor, slice], Tensor]) -> Tensors:
+        """Gradients of the parameters, given d objective / d images for each chunk as `cotangent(images, rows)`."""
+        leaves = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
+        total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        for units, rows in self.chunks():
+            images = self.images(units, rows, leaves)
+            slopes = torch.autograd.grad(images, list(leaves.values()), cotangent(images.detach(), rows), allow_unused=True)
+            for name, slope in zip(leaves, slopes, strict=True):
+                if slope is not None:
+                    total[name] += slope
+        return total
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """d/d images of <class-mean features, pull> + <mean-loss gradient in theta, direction>, for one chunk at a time.
+
+    Attributes:
+        view: the synthetic set.
+        theta: weights [p] of the network that looks.
+        pull: [classes, d], derivative of the objective in the class means.
+        direction: [p], derivative of the objective in the parameter gradient, or None where it does not depend on it: then one
+            plain reverse pass does, else reverse over forward.
+        loss: the loss of that parameter gradient.
+    """
+
+    view: View
+    theta: Tensor
+    pull: Tensor
+    direction: Tensor | None = None
+    loss: str = "ce"
+
+    def __call__(self, images: Tensor, rows: slice) -> Tensor:
+        """Like images [n, c, h, w]; `rows` are their places in the whole set."""
+        task = self.view.task
+        derivatives = task.derivatives(self.loss)
+        weights = self.pull[task.labels[rows].to(self.pull.device)] * (task.data.num_classes / len(task.labels))
+        if self.direction is None:
+            return derivatives.feature_pullback(self.theta, images, weights)
+        along = self.direction / len(task.labels)
+        return derivatives.mixed_pullback(self.theta, along, images, self.view.targets(rows), weights)
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean feature of each class, [classes, d] from [n, d]; every class must be present or its row is zero."""
+    labels = labels.to(features.device)
+    sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return sums / counts[:, None]
+
+
+def real_means(task: Task, theta: Tensor, classes: list[int], count: int, draw: augment.Draw, key: Key) -> Tensor:
+    """Mean features [C, d] of augmented random real images of `classes`; rows of other classes are zero. No graph."""
+    images, labels = task.real(classes, count, key)
+    with torch.no_grad():
+        features = [
+            task.derivatives().features(theta, augment.apply(draw, x, y))
+            for x, y in zip(images.split(task.chunk), labels.split(task.chunk), strict=True)
+        ]
+    return class_means(torch.cat(features), labels, task.data.num_classes)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of the kinds of parameters that a synthetic set can have, with their optimiser."""
+
+    optimiser: str
+    pixels: float
+    codes: float
+    decoders: float
+    momentum: float = 0.0
+
+    def start(self, parameters: Tensors) -> Tensors:
+        """The optimiser's state, under `optimiser.`."""
+        if self.optimiser not in ("adam", "sgd"):
+            raise UnknownNameError("optimiser", self.optimiser, ("adam", "sgd"))
+        return prefixed("optimiser", start_adam(parameters) if self.optimiser == "adam" else start_sgd(parameters))
+
+    def update(self, state: Tensors, gradients: Tensors, factor: float) -> Tensors:
+        """`state` after one step on its `set.` entries with every rate multiplied by `factor`; `step` goes up by one."""
+        parameters, memory, step = below("set", state), below("optimiser", state), int(state["step"])
+        rates = {name: factor * getattr(self, name.split(".")[0]) for name in parameters}
+        if self.optimiser == "adam":
+            parameters, memory = adam(parameters, gradients, memory, rates, step)
+        else:
+            parameters, memory = sgd(parameters, gradients, memory, rates, self.momentum)
+        return {**state, **prefixed("set", parameters), **prefixed("optimiser", memory), "step": state["step"] + 1}

@@ -1,0 +1,162 @@
+"""Dataset condensation via Expert Subspace Projection (ESP; Ma et al., Sensors 2023, 23, 8148; methods.md 14)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from esp import augment
+from esp.core import Metrics, State, Task, synthetic_parameters
+from esp.errors import InputError
+from esp.methods._matching import Cotangent, Rates, View, class_means, real_means
+from esp.rng import Key
+from esp.subspace import Subspace
+
+ProjNorm = Literal["l1", "l2", "l2sq", "relative"]
+
+
+@dataclass(frozen=True)
+class ESP:
+    """Lower L_DM + beta * L_Proj at every step of a student that walks inside an expert's subspace (eq. 4 to 10).
+
+    Attributes:
+        steps: synthetic updates; every one is also a step of the student.
+        beta: weight of L_Proj (eq. 9); 0 leaves L_DM alone.
+        dm: weight of L_DM (eq. 8); 0 leaves L_Proj alone.
+        segment: T, epochs between the first and last snapshot that span the subspace (eq. 2).
+        restart: student steps before a new expert and start epoch are drawn.
+        start_min, start_max: range of start epochs, both included.
+        proj_norm: L_Proj of the residual r of the gradient G: |r|_1 (eq. 7), |r|_2, |r|_2^2, or the scale-free |r|_2 / |G|_2.
+        dm_reduction: whether L_DM sums or averages over the features; beta means something else in each.
+        inner_loss: loss whose gradient is projected (eq. 4): `bce` summed over classes, or `ce`; a mean over samples either way.
+        inner_step: whether the student moves by the projected gradient (eq. 6) or by the plain one.
+        lr_network: alpha, the student's learning rate.
+        lr_codes, lr_decoders, lr_pixels: Adam's learning rates at the start; they fall linearly to zero.
+        real_batch: real images per class and step.
+        real_classes: classes drawn for L_DM in each step; 0 for all.
+        augmentation: DSA strategy, shared by real and synthetic images of a class.
+        start: `noise` (the paper's), or `real` images for pixels.
+    """
+
+    steps: int = 10_000
+    beta: float = 1e-5
+    dm: float = 1.0
+    segment: int = 10
+    restart: int = 20
+    start_min: int = 0
+    start_max: int = 20
+    proj_norm: ProjNorm = "l1"
+    dm_reduction: Literal["sum", "mean"] = "sum"
+    inner_loss: Literal["bce", "ce"] = "bce"
+    inner_step: Literal["projected", "plain"] = "projected"
+    lr_network: float = 0.1
+    lr_codes: float = 0.1
+    lr_decoders: float = 0.01
+    lr_pixels: float = 0.1
+    real_batch: int = 256
+    real_classes: int = 0
+    augmentation: str = augment.STRATEGY
+    start: Literal["noise", "real"] = "noise"
+    default_parametrisation: ClassVar[str] = "latent"
+    needs_experts: ClassVar[bool] = True
+
+    @property
+    def _rates(self) -> Rates:
+        return Rates("adam", self.lr_pixels, self.lr_codes, self.lr_decoders)
+
+    def check(self, task: Task) -> None:
+        task.operations(self.augmentation)
+        if task.experts is None or not task.experts.trajectories:
+            raise InputError("ESP needs expert trajectories", "build them with espctl experts build")
+        if self.restart < 1 or self.segment < 1 or not 0 <= self.start_min <= self.start_max:
+            raise InputError("ESP needs restart and segment of at least 1 and 0 <= start_min <= start_max", "correct the --set options")
+        task.experts.require(task.network.spec, task.data.fingerprint, self.segment)
+        if self.start_max + self.segment > task.experts.epochs:
+            raise InputError(
+                f"start_max={self.start_max} plus segment={self.segment} is more than the {task.experts.epochs} epochs of the experts",
+                f"use --set start_max={max(0, task.experts.epochs - self.segment)}, or build longer experts",
+            )
+
+    def init(self, task: Task, key: Key) -> State:
+        state = task.start(self.start, key)
+        return {**state, **self._rates.start(synthetic_parameters(state))}
+
+    def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
+        done = int(state["step"])
+        here = key.fold("step", done)
+        first, space = self._segment(task, key.fold("segment", done // self.restart))
+        student = self._student(state, first, space)
+        theta = space.point(student) if self.inner_step == "projected" else student
+        draw = augment.draw_single(
+            task.operations(self.augmentation), task.data.num_classes, here.fold("augment").generator()
+        )
+        view = View(task, synthetic_parameters(state), draw)
+        gradient, means = self._look(view, theta)
+        inside, residual = space.split(gradient)
+        proj, direction = proj_loss(gradient, residual, space, self.proj_norm)
+        dm, pull = self._dm_loss(task, theta, means, draw, here)
+        along = self.beta * direction if self.beta else None
+        slopes = view.pull(Cotangent(view, theta, self.dm * pull, along, self.inner_loss))
+        state = self._rates.update(state, slopes, 1 - done / self.steps)
+        lengths = {"gradient": gradient.norm(), "inside": inside.norm() / gradient.norm()}
+        metrics = {"loss": self.dm * dm + self.beta * proj, "dm": dm, "proj": proj, **lengths}
+        student = student - self.lr_network * (inside if self.inner_step == "projected" else gradient)
+        return {**state, "student": student}, metrics
+
+    def _segment(self, task: Task, key: Key) -> tuple[Tensor, Subspace]:
+        """First snapshot and subspace of the segment that `key` draws."""
+        assert task.experts is not None
+        generator = key.generator()
+        expert = int(torch.randint(len(task.experts.trajectories), (), generator=generator))
+        start = int(torch.randint(self.start_min, self.start_max + 1, (), generator=generator))
+        return task.experts.segment(expert, start, self.segment, task.device)
+
+    def _student(self, state: State, first: Tensor, space: Subspace) -> Tensor:
+        """Where the student is: coordinates [k] in the subspace, or weights [p] when its steps may leave it."""
+        if int(state["step"]) % self.restart:
+            return state["student"]
+        return space.coordinates(first) if self.inner_step == "projected" else first
+
+    def _look(self, view: View, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient G [p] of the mean loss on the whole set (eq. 4), and class-mean features [C, d], from one primal pass."""
+        task = view.task
+        gradient, features = torch.zeros_like(theta), []
+        with torch.no_grad():
+            for units, rows in view.chunks():
+                slope, f, _ = task.derivatives(self.inner_loss).parameter_gradient(theta, view.images(units, rows), view.targets(rows))
+                gradient += slope
+                features.append(f)
+        return gradient / len(task.labels), class_means(torch.cat(features), task.labels, task.data.num_classes)
+
+    def _dm_loss(self, task: Task, theta: Tensor, means: Tensor, draw: augment.Draw, key: Key) -> tuple[Tensor, Tensor]:
+        """L_DM [] (eq. 8) and its derivative [C, d] in the class means."""
+        everyone = task.data.num_classes
+        chosen = list(range(everyone))
+        if not self.dm:
+            return means.new_zeros(()), torch.zeros_like(means)
+        if 0 < self.real_classes < everyone:
+            chosen = torch.randperm(everyone, generator=key.fold("classes").generator())[: self.real_classes].tolist()
+        real = real_means(task, theta, chosen, self.real_batch, draw, key.fold("real"))
+        rows = torch.tensor(chosen, device=means.device)
+        gap = torch.zeros_like(means)
+        gap[rows] = means[rows] - real[rows]
+        scale = len(chosen) * (means.shape[1] if self.dm_reduction == "mean" else 1)
+        return gap.square().sum() / scale, 2 * gap / scale
+
+
+def proj_loss(gradient: Tensor, residual: Tensor, space: Subspace, norm: ProjNorm) -> tuple[Tensor, Tensor]:
+    """L_Proj [] of G [p] with residual r [p], and u = dL_Proj/dG [p], which lies outside the subspace but for `relative`.
+
+    l1: u = (I - EE') sign(r); l2: r/|r|; l2sq: 2r; relative: r/(|r||G|) - |r| G/|G|^3.
+    """
+    if norm == "l1":
+        return residual.abs().sum(), space.outside(residual.sign())
+    if norm == "l2sq":
+        return residual.square().sum(), 2 * residual
+    length, whole = residual.norm(), gradient.norm()
+    if norm == "l2":
+        return length, residual / length
+    return length / whole, residual / (length * whole) - length * gradient / whole**3

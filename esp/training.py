@@ -1,0 +1,193 @@
+"""The one training loop: experts, evaluation networks and baselines are trained by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from esp import augment
+from esp.derivatives import loss_sum
+from esp.errors import DivergedError, InputError
+from esp.networks.flat import Network
+from esp.rng import Key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained with SGD.
+
+    Attributes:
+        epochs: passes over the data.
+        batch: images per step.
+        lr: learning rate at the start.
+        momentum: heavy-ball momentum.
+        weight_decay: L2 coefficient on every parameter.
+        milestones: fractions of `epochs` after which the learning rate is multiplied by `gamma`.
+        gamma: see milestones.
+        reset_momentum: whether a milestone also clears the momentum (as re-creating the optimiser does).
+        augmentation: DSA strategy string, or `none`.
+        mode: `single` draws one operation per batch, `sequence` is IDC's fixed order; parameters are per image in both.
+        cutmix: probability that a batch is mixed by CutMix with Beta(1, 1).
+        loss: `ce` or `bce`.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    reset_momentum: bool = False
+    augmentation: str = augment.STRATEGY
+    mode: Literal["single", "sequence"] = "single"
+    cutmix: float = 0.0
+    loss: Literal["ce", "bce"] = "ce"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.lr <= 0:
+            raise InputError("a training recipe needs epochs, batch and lr above zero", "give positive numbers")
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of epoch 0, 1, ..."""
+        return self.lr * self.gamma ** sum(epoch >= boundary for boundary in self.boundaries)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """First epoch after each milestone."""
+        return tuple(math.floor(fraction * self.epochs + 1e-9) for fraction in self.milestones)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after an epoch: number of epochs done, weights [p], velocity [p], mean loss of the epoch (None before the first)."""
+
+    epoch: int
+    theta: Tensor
+    velocity: Tensor
+    loss: float | None
+
+
+class Trainer:
+    """Trains one network on one device; compiled programs are kept between calls.
+
+    Args:
+        network: the architecture.
+        recipe: how to train.
+        flips: whether horizontal flips keep the label.
+        device: where to compute.
+        compile: whether to fuse the step with `torch.compile`.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, flips: bool, device: torch.device, compile: bool = False) -> None:
+        self.network, self.recipe, self.device, self._compile = network, recipe, device, compile
+        self._operations = augment.parse(recipe.augmentation, flips)
+
+    @cached_property
+    def _gradient(self) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        def objective(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            loss = loss_sum(self.network(theta, images)[1], targets, self.recipe.loss) / len(images)
+            return loss, loss
+
+        def gradient(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            slope, loss = grad(objective, has_aux=True)(theta, images, targets)
+            return slope, loss.detach()
+
+        return torch.compile(gradient, dynamic=False) if self._compile else gradient
+
+    def start(self, key: Key) -> Snapshot:
+        """A fresh network."""
+        theta = self.network.init(key.fold("init")).to(self.device)
+        return Snapshot(0, theta, torch.zeros_like(theta), None)
+
+    def epochs(
+        self, start: Snapshot, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], key: Key
+    ) -> Iterator[Snapshot]:
+        """Train on from `start` and yield a snapshot after every epoch.
+
+        Args:
+            start: where to begin; an interrupted training continues to the same bits from any of its snapshots.
+            images: [n, c, h, w], in whatever form `prepare` turns into normalised floats.
+            labels: int64 [n].
+            prepare: applied to each batch after it is gathered.
+            key: names the order of the data and its augmentation.
+
+        Raises:
+            DivergedError: the loss of an epoch is not finite.
+        """
+        theta, velocity = start.theta, start.velocity
+        for epoch in range(start.epoch, self.recipe.epochs):
+            if self.recipe.reset_momentum and epoch in self.recipe.boundaries:
+                velocity = torch.zeros_like(velocity)
+            here = key.fold("epoch", epoch)
+            total = torch.zeros((), device=self.device)
+            order = torch.randperm(len(images), generator=here.fold("order").generator()).to(images.device)
+            for number, rows in enumerate(order.split(self.recipe.batch)):
+                batch, targets = self._batch(images[rows], labels[rows], prepare, here.fold("batch", number))
+                slope, loss = self._gradient(theta, batch, targets)
+                total += loss * len(rows)
+                theta, velocity = self._step(theta, velocity, slope, self.recipe.lr_at(epoch))
+            mean = float(total) / len(images)
+            if not math.isfinite(mean):
+                raise DivergedError(f"training diverged in epoch {epoch + 1}: the loss is {mean}", "lower the learning rate")
+            yield Snapshot(epoch + 1, theta, velocity, mean)
+
+    def _step(self, theta: Tensor, velocity: Tensor, slope: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        velocity = self.recipe.momentum * velocity + slope + self.recipe.weight_decay * theta
+        return theta - lr * velocity, velocity
+
+    def _batch(
+        self, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], key: Key
+    ) -> tuple[Tensor, Tensor]:
+        """Augmented images and target rows [n, classes] of one step."""
+        draw = augment.draw_single if self.recipe.mode == "single" else augment.draw_sequence
+        arguments: dict[str, Any] = {"shared": True} if self.recipe.mode == "single" else {}
+        x = prepare(images.to(self.device))
+        x = augment.apply(draw(self._operations, len(x), key.fold("augment").generator(), **arguments), x)
+        targets = torch.nn.functional.one_hot(labels.to(self.device), self.network.classes).to(x.dtype)
+        if self.recipe.cutmix:
+            return cutmix(x, targets, self.recipe.cutmix, key.fold("cutmix").generator())
+        return x, targets
+
+
+def cutmix(images: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix with Beta(1, 1) (Yun et al., 2019; methods.md appendix C): a box from another image of the batch, the same box for all.
+
+    Args:
+        images: [n, c, h, w].
+        targets: rows [n, k] that sum to 1; mixed by the area that is kept.
+        probability: that the batch is mixed at all.
+        generator: source of randomness.
+    """
+    chance, kept, row, column = torch.rand(4, generator=generator).tolist()
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    if chance >= probability:
+        return images, targets
+    height, width = images.shape[2:]
+    half = math.sqrt(1 - kept) / 2
+    centre_y, centre_x = int(row * height), int(column * width)
+    top, bottom = max(0, centre_y - int(height * half)), min(height, centre_y + int(height * half))
+    left, right = max(0, centre_x - int(width * half)), min(width, centre_x + int(width * half))
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    share = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, share * targets + (1 - share) * targets[partner]
+
+
+def accuracy(
+    network: Network, theta: Tensor, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], chunk: int
+) -> float:
+    """Fraction of images [n, c, h, w] that the network at theta [p] classifies correctly."""
+    right = torch.zeros((), dtype=torch.int64, device=theta.device)
+    with torch.no_grad():
+        for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
+            _, logits = network(theta, prepare(x.to(theta.device)))
+            right += (logits.argmax(1) == y.to(theta.device)).sum()
+    return int(right) / len(images)

@@ -1,0 +1,120 @@
+"""Expert trajectories on disk: one safetensors file each, `theta` [epochs + 1, p], a snapshot per row (ESP 3.1).
+
+Rows are digested one by one, so a segment is read as one slice of the file, verified, and nothing else is touched: a store
+of a thousand experts costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esp.artifact import read_meta, read_rows
+from esp.errors import InputError, MismatchError
+from esp.subspace import Subspace, span
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The header of one expert's file.
+
+    Attributes:
+        path: the file.
+        digest: its digest.
+        meta: dataset, fingerprint, network, epochs, number, recipe, curve (see `esp.experts`).
+    """
+
+    path: Path
+    digest: str
+    meta: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained; the file has one more snapshot."""
+        return int(self.meta["epochs"])
+
+    def segment(self, start: int, length: int) -> Tensor:
+        """Snapshots `start` to `start + length`, float32 [length + 1, p].
+
+        Raises:
+            InputError: the segment ends after the trajectory.
+            ArtifactError: the rows are damaged.
+        """
+        if start + length > self.epochs:
+            raise InputError(
+                f"a segment of {length} epochs from epoch {start} does not fit a trajectory of {self.epochs}",
+                f"use a segment of at most {self.epochs} epochs, or build longer experts",
+            )
+        return read_rows(self.path, "theta", start, start + length + 1).to(torch.float32)
+
+
+def open_trajectory(path: Path) -> Trajectory:
+    """Read and verify the header of a trajectory file.
+
+    Raises:
+        ArtifactError: missing or damaged.
+        MismatchError: the file is something else.
+    """
+    meta, digest = read_meta(path)
+    if meta.get("kind") != "trajectory":
+        raise MismatchError(f"{path} is not an expert trajectory", "give a file that `espctl experts build` made")
+    return Trajectory(path, digest, meta)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Trajectories of one network on one data set, and the subspaces of their segments."""
+
+    trajectories: tuple[Trajectory, ...]
+    _cache: dict[tuple[int, int, int, str], tuple[Tensor, Subspace]] = field(default_factory=dict, repr=False, compare=False)
+
+    def require(self, network: str, fingerprint: str, length: int) -> None:
+        """Check that every trajectory is of `network` and of the data with `fingerprint` and has `length` epochs.
+
+        Raises:
+            MismatchError, InputError: naming the file and what differs.
+        """
+        for trajectory in self.trajectories:
+            for name, wanted in (("network", network), ("fingerprint", fingerprint)):
+                if trajectory.meta[name] != wanted:
+                    raise MismatchError(
+                        f"{trajectory.path} has {name} {trajectory.meta[name]}, not {wanted}", "build experts for this data set and network"
+                    )
+            if trajectory.epochs < length:
+                raise InputError(
+                    f"{trajectory.path} has {trajectory.epochs} epochs, but segments of {length} were asked",
+                    "shorten the segment (--set segment=...) or build longer experts",
+                )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the shortest trajectory."""
+        return min(trajectory.epochs for trajectory in self.trajectories)
+
+    def segment(self, expert: int, start: int, length: int, device: torch.device) -> tuple[Tensor, Subspace]:
+        """First snapshot [p] and subspace of a segment; the latest one is kept."""
+        key = (expert, start, length, str(device))
+        if key not in self._cache:
+            snapshots = self.trajectories[expert].segment(start, length).to(device)
+            self._cache.clear()
+            self._cache[key] = (snapshots[0], span(snapshots))
+        return self._cache[key]
+
+
+def complaints(meta: dict[str, Any], classes: int) -> list[str]:
+    """What is wrong with an expert, judged by its curve; empty when it is healthy."""
+    accuracies: Sequence[float] = [point["accuracy"] for point in meta["curve"]]
+    losses: Sequence[float] = [point["loss"] for point in meta["curve"] if point["loss"] is not None]
+    found = []
+    if accuracies[-1] < min(2 / classes, (1 + 1 / classes) / 2):
+        found.append(f"test accuracy {accuracies[-1]:.1%} is close to chance: train longer or raise the learning rate")
+    if max(accuracies) - accuracies[-1] > 0.1:
+        found.append(f"test accuracy fell by {max(accuracies) - accuracies[-1]:.1%} from its best: lower the learning rate")
+    if losses and losses[-1] > losses[0]:
+        found.append("the training loss rose: lower the learning rate")
+    return found

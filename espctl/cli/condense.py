@@ -1,0 +1,112 @@
+"""`espctl condense`: from a data set to a few synthetic images per class."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from espctl.cli import options
+
+
+def condense(
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="NAME", help="Data set.", autocompletion=options.complete_dataset),
+    ] = None,
+    ipc: Annotated[int | None, typer.Option("--ipc", help="Budget: so many plain images per class.")] = None,
+    method: options.Method = None,
+    network: options.Network = None,
+    parametrisation: Annotated[
+        str | None, typer.Option("--parametrisation", "-P", metavar="SPEC", help="pixels, or latent[,decoders=4,...]; default: the method's.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")] = None,
+    seed: options.Seed = None,
+    experts: Annotated[str | None, typer.Option("--experts", metavar="STORE", help="Store of experts, when several fit.")] = None,
+    expert_count: Annotated[int | None, typer.Option("--expert-count", min=1, help="Use only so many of them.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run)
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")] = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    compile: options.Compile = None,
+    chunk: options.Chunk = None,
+    checkpoint_every: Annotated[float | None, typer.Option(help="Seconds between checkpoints.")] = None,
+    home: options.Home = None,
+    json: options.Json = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Condense a data set and store the result as a run.
+
+    Options of a method are given by --set, for example --set steps=2000 --set beta=1e-4; a wrong one names what there is.
+    """
+    from espctl.errors import UsageError
+    from espctl.services import condense as service
+    from espctl.services.project import Project
+
+    flags = {
+        "condense.method": method,
+        "condense.network": network,
+        "condense.seed": seed,
+        "compute.chunk": chunk,
+        "compute.checkpoint_every": checkpoint_every,
+        **options.compute_flags(device, threads, compile),
+        **options.output_flags(home, json, quiet),
+    }
+    project = Project.open(flags)
+    if resume:
+        run, steps = service.steps_of(project, resume)
+        _carry_out(project, run, steps, lambda on_progress: service.resume(project, run, on_progress))
+        return
+    if dataset is None or ipc is None:
+        raise UsageError("condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN")
+    request = service.Request(dataset, ipc, options.pairs(set_ or []), parametrisation or "", experts or "", expert_count or 0)
+    prepared = service.prepare(project, request)
+    known = service.existing(project, prepared.key)
+    if known and not again:
+        _known(project, known)
+        return
+    _carry_out(project, prepared.run, prepared.steps, lambda on_progress: service.start(project, prepared, on_progress))
+
+
+def _known(project: Any, run: Any) -> None:
+    """A run of the same request exists: show it when it is finished, say how to go on when not."""
+    from espctl import render
+    from espctl.errors import RunError
+
+    if run.state != "finished":
+        raise RunError(f"the run {run.id} of this request is {run.state}", f"go on: espctl condense --resume {run.id}; or start afresh with --again")
+    render.note(f"{run.id} has done exactly this already; --again repeats it", project.settings.output.quiet)
+    _show(project, run)
+
+
+def _carry_out(project: Any, run: str, steps: int, work: Any) -> None:
+    from espctl import render
+
+    output, begun = project.settings.output, time.monotonic()
+    with render.Progress(steps, run, output.quiet) as progress:
+        record = work(lambda done, values: progress.update(done, **values))
+    render.note(f"{record.id}: finished in {render.duration(time.monotonic() - begun)}", output.quiet)
+    _show(project, record)
+
+
+def _show(project: Any, run: Any) -> None:
+    from espctl import render
+
+    if project.settings.output.json:
+        render.emit_json(run)
+        return
+    render.record(
+        {
+            "run": run.id,
+            "method": run.method,
+            "data set": f"{run.dataset}, {run.ipc} per class",
+            "network": run.network,
+            "stored": f"{run.parametrisation}, {run.stored_numbers:,} of {run.budget_numbers:,} numbers",
+            "seconds": run.seconds,
+            "peak memory": f"{run.peak_memory_bytes / 1e6:,.0f} MB",
+            "folder": project.home / run.folder,
+        }
+    )

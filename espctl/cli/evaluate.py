@@ -1,0 +1,62 @@
+"""`espctl evaluate`: score a synthetic set by training fresh networks on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from espctl.cli import options
+
+
+def evaluate(
+    run: options.RunArgument,
+    protocol: options.Protocol = None,
+    network: options.Network = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Networks to train, seeds 0, 1, ...")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help="Score random selection of equal size too.")] = True,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")] = 1,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    compile: options.Compile = None,
+    home: options.Home = None,
+    json: options.Json = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Train fresh networks on a run's synthetic set and test them on real images.
+
+    The score is the accuracy after the last epoch. The best check on the test set is shown beside it, and is a maximum over the test set.
+    """
+    from espctl import render
+    from espctl.services import evaluate as service
+    from espctl.services.project import Project
+
+    flags = {
+        "evaluate.protocol": protocol,
+        "evaluate.network": network,
+        "evaluate.seeds": seeds,
+        **options.compute_flags(device, threads, compile),
+        **options.output_flags(home, json, quiet),
+    }
+    project = Project.open(flags)
+    runs, items = service.prepare(project, run, epochs, jobs, baseline)
+    output = project.settings.output
+    done: dict[tuple[str, int], int] = {}
+    with render.Progress(sum(item.epochs for item in items), f"evaluate {runs[0]}", output.quiet) as progress:
+
+        def on_event(event: dict[str, Any]) -> None:
+            done[event["run"], event["seed"]] = event["epoch"]
+            progress.update(sum(done.values()), run=event["run"].partition("-")[0], seed=event["seed"])
+
+        for record in service.score(project, items, jobs, on_event):
+            render.note(f"{record.run_id} seed {record.seed}: {record.accuracy:.2%}", output.quiet or output.json)
+    found = service.scored(project, runs, epochs)
+    if output.json:
+        render.emit_json(found)
+        return
+    columns = ("run", "network", "protocol", "accuracy % (last epoch)", "n", "best check on the test set %")
+    rows = [
+        (s.run, s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in found
+    ]
+    render.table(columns, rows)

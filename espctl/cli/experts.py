@@ -1,0 +1,179 @@
+"""`espctl experts`: networks trained on real data, with a snapshot after every epoch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from espctl.cli import options
+
+app = typer.Typer()
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A folder below the experts folder.")]
+
+
+@app.command()
+def build(
+    dataset: options.DatasetOption,
+    count: Annotated[int | None, typer.Option("--count", "-c", min=1, help="How many experts there shall be.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", min=1, help="Epochs of each.")] = None,
+    network: options.Network = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of plain SGD.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="Stored as float32 or bfloat16.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Experts trained at the same time.")] = None,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of all experts of the store.")] = 0,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    compile: options.Compile = None,
+    home: options.Home = None,
+    json: options.Json = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Train experts; those that are there already stay, an interrupted build goes on where it was."""
+    from espctl import render
+    from espctl.services import experts
+    from espctl.services.project import Project
+
+    flags = {
+        "experts.count": count,
+        "experts.epochs": epochs,
+        "experts.network": network,
+        "experts.batch": batch,
+        "experts.lr": lr,
+        "experts.dtype": dtype,
+        "experts.jobs": jobs,
+        **options.compute_flags(device, threads, compile),
+        **options.output_flags(home, json, quiet),
+    }
+    project = Project.open(flags)
+    plan, items = experts.prepare(project, experts.BuildRequest(dataset, seed))
+    output, total = project.settings.output, project.settings.experts.epochs
+    if items:
+        there = f"{len(plan.finished)} there, " if plan.finished else ""
+        render.note(f"{plan.store}: {there}{len(items)} to train, {plan.bytes / 1e6:.1f} MB", output.quiet)
+    made = []
+    with render.Progress(len(items) * total, "experts", output.quiet) as progress:
+        epochs_done: dict[int, int] = {}
+
+        def on_event(event: dict[str, Any]) -> None:
+            epochs_done[event["number"]] = event["epoch"]
+            progress.update(sum(epochs_done.values()), expert=event["number"], loss=event["loss"], accuracy=event["accuracy"])
+
+        for expert in experts.build(project, items, on_event):
+            made.append(expert)
+    everything = [e for e in experts.listing(project) if e.path.parent == plan.folder]
+    if output.json:
+        render.emit_json({"store": plan.store, "trained": len(made), "experts": everything})
+    else:
+        _table(everything)
+
+
+@app.command("ls")
+def ls(
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", autocompletion=options.complete_dataset)] = None,
+    network: options.Network = None,
+    home: options.Home = None,
+    json: options.Json = None,
+) -> None:
+    """List the experts, of all data sets and networks or of one."""
+    from espctl import render
+    from espctl.services import experts
+    from espctl.services.project import Project
+
+    project = Project.open(options.output_flags(home, json))
+    found = experts.listing(project, dataset, network)
+    if project.settings.output.json:
+        render.emit_json(found)
+    elif found:
+        _table(found)
+    else:
+        render.note("there are no experts yet: espctl experts build --dataset NAME")
+
+
+def _table(found: list[Any]) -> None:
+    from espctl import render
+
+    rows = [
+        (e.name, e.dataset, e.network, e.epochs, f"{e.accuracy:.1%}", e.dtype, f"{e.bytes / 1e6:.1f} MB", "yes" if e.healthy else "NO")
+        for e in found
+    ]
+    render.table(("expert", "data set", "network", "epochs", "accuracy", "dtype", "size", "healthy"), rows)
+
+
+@app.command()
+def show(
+    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="STORE/NUMBER, or NUMBER when there is one store.")],
+    home: options.Home = None,
+    json: options.Json = None,
+) -> None:
+    """Draw an expert's accuracy curve and say whether it is healthy."""
+    from espctl import render
+    from espctl.services import experts
+    from espctl.services.project import Project
+
+    project = Project.open(options.output_flags(home, json))
+    found, curve = experts.curve(project, expert)
+    if project.settings.output.json:
+        render.emit_json({"expert": found, "curve": curve})
+        return
+    render.record(
+        {
+            "expert": found.name,
+            "data set": found.dataset,
+            "network": f"{found.network}, {found.parameters:,} parameters",
+            "epochs": found.epochs,
+            "test accuracy": f"{found.accuracy:.2%}",
+            "training loss": found.loss,
+            "file": f"{found.path}, {found.bytes / 1e6:.1f} MB, {found.dtype}",
+            "healthy": "yes" if found.healthy else "no",
+        }
+    )
+    for complaint in found.complaints:
+        render.line(f"- {complaint}")
+    render.line("")
+    for text in render.curve([(point["epoch"], point["accuracy"]) for point in curve]):
+        render.line(text)
+
+
+@app.command()
+def verify(
+    stores: Annotated[list[str] | None, typer.Argument(metavar="[STORE]...", help="Stores; all by default.")] = None,
+    home: options.Home = None,
+    json: options.Json = None,
+) -> None:
+    """Check every byte of every expert against its checksums; exit 1 when one is damaged."""
+    from espctl import render
+    from espctl.services import experts
+    from espctl.services.project import Project
+
+    project = Project.open(options.output_flags(home, json))
+    results = experts.verify(project, stores or ())
+    damaged = [(name, reason) for name, reason in results if reason]
+    if project.settings.output.json:
+        render.emit_json([{"expert": name, "problem": reason} for name, reason in results])
+    else:
+        for name, reason in damaged:
+            render.line(f"{name}: {reason}")
+        render.line(f"{len(results)} experts, {len(damaged)} damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rm(
+    store: StoreArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: options.Home = None,
+) -> None:
+    """Delete a store of experts."""
+    from espctl import render
+    from espctl.services import experts
+    from espctl.services.project import Project
+
+    project = Project.open({"home": home})
+    if not yes:
+        typer.confirm(f"delete all experts of {store}?", abort=True)
+    freed = experts.remove(project, store)
+    render.line(f"removed {store}, {freed / 1e6:.1f} MB freed")

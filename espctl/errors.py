@@ -1,0 +1,132 @@
+"""What the driver adds to the library's errors, and one sentence for every failure that is not ours.
+
+```
+esp.errors.EspError
+├── UsageError       a command line that cannot be understood            exit code 2
+├── SettingsError    a setting that is unknown or has an unusable value
+├── StoreError       a database that cannot be opened, read or written
+│   └── SchemaError  a database of another schema revision
+├── RunError         a run that is unknown, ambiguous, or in the wrong state
+└── Interrupted      the user stopped the work                           exit code 130
+```
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from esp.errors import EspError
+
+_SPACE = "free some disk space or choose another folder with --home, then run the same command again"
+_ACCESS = "check the owner and the mode of the file, or choose another folder with --home"
+_BUG = "this is a defect of espctl: run the command again with ESPCTL_DEBUG=1 and report the traceback"
+_MEMORY = "lower compute.chunk (images per pass) or the batch size, or close other programs"
+_OS_REASONS = {
+    errno.ENOSPC: ("the disk is full", _SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EROFS: ("the file system is read-only", "choose a writable folder with --home"),
+    errno.EACCES: ("permission denied", _ACCESS),
+    errno.EPERM: ("operation not permitted", _ACCESS),
+    errno.EMFILE: ("too many open files", "raise the limit: ulimit -n 4096"),
+}
+_DATABASE_REASONS = (
+    ("database is locked", "the database is locked by another process", "wait until it ends, then try again"),
+    ("no such table", "the database lacks a table", "run: espctl db upgrade"),
+    ("no such column", "the database lacks a column", "run: espctl db upgrade"),
+    ("disk is full", "the disk is full, the database cannot be written", _SPACE),
+    ("readonly database", "the database is read-only", _ACCESS),
+    ("unable to open", "the database file cannot be opened", _ACCESS),
+    ("not a database", "the database file is not an SQLite database", "move the file away and run: espctl db upgrade"),
+    ("malformed", "the database file is damaged", "move the file away and run: espctl db upgrade"),
+)
+
+
+class UsageError(EspError):
+    """A command line that cannot be understood."""
+
+
+class SettingsError(EspError):
+    """A setting that is unknown, or whose value cannot be used."""
+
+
+class StoreError(EspError):
+    """A database that cannot be opened, read or written."""
+
+
+class SchemaError(StoreError):
+    """A database whose schema is older or newer than this program."""
+
+
+class RunError(EspError):
+    """A run that is unknown, ambiguous, or not in the state that the command needs."""
+
+
+class Interrupted(EspError):
+    """The user stopped the work."""
+
+    def __init__(self, hint: str = "run the same command again to go on") -> None:
+        super().__init__("interrupted", hint)
+
+
+def exit_code(error: EspError) -> int:
+    """The exit code of the process that ends with `error`: 2 for usage, 130 for an interrupt, else 1."""
+    if isinstance(error, UsageError):
+        return 2
+    return 130 if isinstance(error, Interrupted) else 1
+
+
+def translate(error: BaseException) -> EspError:
+    """The sentence and remedy for any exception; an `EspError` is returned as it is."""
+    if isinstance(error, EspError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted()
+    if isinstance(error, OSError):
+        return _from_os(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _from_import(error)
+    if _is_a(error, "sqlalchemy.exc", "SQLAlchemyError") or _is_a(error, "sqlite3", "Error"):
+        return _from_database(error)
+    if (
+        isinstance(error, MemoryError)
+        or _is_a(error, "torch", "OutOfMemoryError")
+        or "can't allocate memory" in str(error)
+    ):
+        return EspError("out of memory", _MEMORY)
+    return EspError(f"unexpected {type(error).__name__}: {_first_line(error)}", _BUG)
+
+
+def _from_os(error: OSError) -> EspError:
+    reason, hint = _OS_REASONS.get(
+        error.errno or 0, (error.strerror or _first_line(error), "check the path and try again")
+    )
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return EspError(": ".join([*files[:1], reason[:1].lower() + reason[1:]]), hint)
+
+
+def _from_import(error: ModuleNotFoundError) -> EspError:
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "esp", "espctl"):
+        return EspError(
+            f"a part of espctl is missing: {_first_line(error)}", "install it again: pip install esp-condense"
+        )
+    return EspError(f"the package {package!r} is not installed", f"run: pip install {package}")
+
+
+def _from_database(error: BaseException) -> EspError:
+    text = _first_line(getattr(error, "orig", None) or error)
+    for part, sentence, hint in _DATABASE_REASONS:
+        if part in text:
+            return StoreError(sentence, hint)
+    return StoreError(f"the database failed: {text}", "run: espctl db check")
+
+
+def _is_a(error: BaseException, module: str, name: str) -> bool:
+    """Whether `error` is an instance of `module.name`, without importing a module that nobody has imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(error, kind)
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).splitlines()), "") or "no message"

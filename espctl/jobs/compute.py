@@ -1,0 +1,79 @@
+"""From settings to the device, threads and compilation of one piece of work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from esp.errors import InputError
+from espctl import settings
+
+# An eager CPU core does about this much; a step that runs for minutes pays for half a minute of compilation.
+FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
+WORTH_COMPILING = 240.0  # seconds
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how work is computed; part of a request, so that a resumed run computes the same way.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads.
+        chunk: images per pass.
+        compile: whether programs are compiled.
+    """
+
+    device: str
+    threads: int
+    chunk: int
+    compile: bool
+
+    def apply(self) -> torch.device:
+        """Set the threads of this process and return the device.
+
+        Raises:
+            InputError: the device is not there.
+        """
+        device = torch.device(self.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"there is no CUDA device for {self.device}", "use --device cpu")
+        torch.set_num_threads(self.threads)
+        return device
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
+    """Fix every `auto`.
+
+    Args:
+        chosen: the settings.
+        flops: operations of the whole work, about; decides whether compiling pays.
+        jobs: processes that share the cores.
+    """
+    cuda = torch.cuda.is_available()
+    device = ("cuda" if cuda else "cpu") if chosen.device == "auto" else chosen.device
+    kind = torch.device(device).type
+    threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
+    compile = chosen.compile == "on"
+    if chosen.compile == "auto":
+        # Inductor needs a C++ compiler on a CPU and Triton's on a GPU.
+        able = any(shutil.which(name) for name in ("c++", "g++", "clang++", "gcc"))
+        compile = able and flops / (FLOPS_PER_SECOND[kind] * (threads if kind == "cpu" else 1)) > WORTH_COMPILING
+    return Compute(device, threads, chosen.chunk, compile)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has held, or on CUDA the most that tensors have held on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,95 @@
+"""Independent pieces of work, one after another or in several processes, with one stream of events to the caller."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from espctl.errors import Interrupted
+
+T = TypeVar("T")
+R = TypeVar("R")
+Event = dict[str, Any]
+Report = Callable[[Event], None]
+
+_events: Any = None
+
+
+def run_all(
+    work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_event: Report
+) -> Iterator[tuple[T, R]]:
+    """Yield each item with its result as it is done.
+
+    Args:
+        work: a module-level function of an item and a function that reports events; items, events and results must pickle.
+        items: what to do; with one job in order, else in any order.
+        jobs: processes; 1 works in this one.
+        on_event: called in this process with every event.
+
+    Raises:
+        whatever `work` raised first; work that had not begun is dropped.
+    """
+    if jobs <= 1 or len(items) <= 1:
+        for item in items:
+            yield item, work(item, on_event)
+        return
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    with ProcessPoolExecutor(min(jobs, len(items)), context, _begin, (events,)) as pool:
+        futures = {pool.submit(_call, work, item): item for item in items}
+        try:
+            yield from _collect(futures, events, on_event)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _collect(futures: dict[Future[R], T], events: Any, on_event: Report) -> Iterator[tuple[T, R]]:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        with_events(events, on_event)
+        for future in done:
+            yield futures[future], future.result()
+    with_events(events, on_event)
+
+
+def with_events(events: Any, on_event: Report) -> None:
+    """Hand over every event that has arrived."""
+    while True:
+        try:
+            on_event(events.get_nowait())
+        except queue.Empty:
+            return
+
+
+def _begin(events: Any) -> None:
+    global _events
+    _events = events
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _call(work: Callable[[T, Report], R], item: T) -> R:
+    try:
+        return work(item, _events.put)
+    except KeyboardInterrupt as error:  # a worker must end with an exception that travels
+        raise Interrupted from error
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block SIGTERM interrupts like Ctrl-C, so that unfinished work is saved."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,220 @@
+"""Doing one condensation run: from the request in its folder to the outcome in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from esp import artifact, condensed
+from esp.core import Metrics, State, Task, condense, synthetic_parameters
+from esp.data.store import load as load_data
+from esp.errors import DivergedError, MismatchError
+from esp.methods import METHODS
+from esp.networks.flat import build as build_network
+from esp.parametrisation import Frame
+from esp.parametrisation import build as build_parametrisation
+from esp.registry import resolve
+from esp.trajectory import Experts, open_trajectory
+from espctl.errors import Interrupted, RunError
+from espctl.jobs.compute import Compute, peak_memory
+
+Progress = Callable[[int, dict[str, float]], None]
+LOGGED_STEPS = 1_000
+
+
+@dataclass
+class _Clock:
+    """Seconds of work on a run, over all its parts."""
+
+    before: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.begun
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the lock dies with the process.
+
+    Raises:
+        RunError: another process works on the run.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is working on {folder.name}", "wait for it, or stop it first") from error
+        yield
+
+
+def make_task(request: dict[str, Any], compute: Compute, cache: Path, home: Path) -> Task:
+    """The task that a request describes.
+
+    Raises:
+        MismatchError: the data set or an expert has changed since the request was made.
+    """
+    device = compute.apply()
+    data = load_data(request["dataset"], cache)
+    if data.fingerprint != request["fingerprint"]:
+        raise MismatchError(f"{data.name} has changed since this run was started", "restore the data set, or start a new run")
+    frame = Frame(data.num_classes, request["ipc"], data.shape)
+    parametrisation = build_parametrisation(request["parametrisation"], frame, request["parametrisation_options"])
+    network = build_network(request["network"], data.shape, data.num_classes)
+    experts = _open_experts(request["experts"], home) if request["experts"] else None
+    return Task(data, network, parametrisation, experts, device, compute.chunk, compute.compile)
+
+
+def _open_experts(entries: list[dict[str, str]], home: Path) -> Experts:
+    trajectories = tuple(open_trajectory(home / entry["path"]) for entry in entries)
+    for trajectory, entry in zip(trajectories, entries, strict=True):
+        if trajectory.digest != entry["sha256"]:
+            raise MismatchError(f"{trajectory.path} has changed since this run was started", "restore the expert, or start a new run")
+    return Experts(trajectories)
+
+
+def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_progress: Progress) -> dict[str, Any]:
+    """Carry a run to its end, from its last checkpoint if there is one; write and return its outcome.
+
+    Args:
+        folder: the run's, with `request.json` in it.
+        cache: folder of converted data sets.
+        home: folder that expert paths are relative to.
+        checkpoint_every: seconds.
+        on_progress: called after every step with the number of steps done and the latest metrics.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM; a checkpoint was written.
+        EspError: the run cannot go on; `outcome.json` says so as well.
+    """
+    begun = datetime.now(UTC)
+    with locked(folder):
+        described = artifact.read_json(folder / "request.json")
+        request, compute = described["request"], Compute(**described["compute"])
+        task = make_task(request, compute, cache, home)
+        method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
+        state, clock = _resume(folder, task, described["key"])
+        run = _Run(folder, described["key"], clock, checkpoint_every, method.steps, state)
+        run.advance(condense(method, task, request["seed"], state), on_progress)
+        return _finish(folder, described, task, run.state, clock, begun)
+
+
+def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return None, _Clock()
+    found = artifact.load(path)
+    if found.meta["key"] != key:
+        raise MismatchError(f"{path} belongs to another run", "remove the checkpoint to begin the run anew")
+    state = {name: tensor.clone() if name == "step" else tensor.clone().to(task.device) for name, tensor in found.tensors.items()}
+    return state, _Clock(found.meta["seconds"])
+
+
+@dataclass
+class _Run:
+    """A run on its way: its state after the latest step, and when that was last saved."""
+
+    folder: Path
+    key: str
+    clock: _Clock
+    every: float
+    total: int
+    state: State | None
+
+    def advance(self, steps: Iterator[tuple[State, Metrics]], on_progress: Progress) -> None:
+        """Go to the last step; log metrics, keep checkpoints."""
+        try:
+            with _MetricsLog(self.folder / "metrics.jsonl") as log:
+                self._follow(steps, log, on_progress)
+        except KeyboardInterrupt:
+            self._save()
+            raise Interrupted(f"go on with: espctl condense --resume {self.folder.name}") from None
+        except DivergedError:
+            self._save()
+            raise
+
+    def _follow(self, steps: Iterator[tuple[State, Metrics]], log: _MetricsLog, on_progress: Progress) -> None:
+        saved, spacing = time.monotonic(), max(1, self.total // LOGGED_STEPS)
+        for self.state, metrics in steps:
+            done = int(self.state["step"])
+            if metrics and (done % spacing == 0 or done == self.total):
+                values = {name: float(value) for name, value in metrics.items()}
+                log.add(done, values)
+                on_progress(done, values)
+            if time.monotonic() - saved >= self.every and done < self.total:
+                self._save()
+                saved = time.monotonic()
+
+    def _save(self) -> None:
+        if self.state is not None:
+            meta = {"kind": "checkpoint", "key": self.key, "step": int(self.state["step"]), "seconds": self.clock.seconds}
+            artifact.save(self.folder / "checkpoint.safetensors", self.state, meta)
+
+
+class _MetricsLog:
+    """Appends one JSON line per logged step; lines after the step that a run resumes from are written again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last = -1
+
+    def __enter__(self) -> _MetricsLog:
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        if self._last < 0:
+            self._cut(step)
+        self._last = step
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def _cut(self, step: int) -> None:
+        """Drop what an earlier part of the run logged at or after `step`, and a line that was cut short."""
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] < step and line.endswith("\n"):
+                    kept.append(line)
+        self._file.close()
+        artifact.write_text(self._path, "".join(kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
+
+def _finish(
+    folder: Path, described: dict[str, Any], task: Task, state: State | None, clock: _Clock, begun: datetime
+) -> dict[str, Any]:
+    """Write the synthetic set, then the outcome, then drop the checkpoint."""
+    assert state is not None  # `condense` yields at least the initial state of a run that starts
+    request, path = described["request"], folder / "synthetic.safetensors"
+    extra = {"run": folder.name, "method": request["method"], "seed": request["seed"], "key": described["key"]}
+    digest = condensed.save(path, request["parametrisation"], task.parametrisation, synthetic_parameters(state), task.data, extra)
+    entry = {"name": "synthetic", "path": path.name, "sha256": artifact.file_sha256(path), "digest": digest, "bytes": path.stat().st_size}
+    outcome = {
+        "state": "finished",
+        "started": begun.isoformat(),
+        "finished": datetime.now(UTC).isoformat(),
+        "seconds": clock.seconds,
+        "peak_memory_bytes": peak_memory(task.device),
+        "stored_numbers": task.parametrisation.stored,
+        "budget_numbers": task.parametrisation.frame.budget,
+        "device": described["compute"]["device"],
+        "artifacts": [entry],
+        "error": None,
+    }
+    artifact.write_json(folder / "outcome.json", outcome)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return outcome

@@ -1,0 +1,204 @@
+"""Starting, resuming and recording condensation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from esp import artifact
+from esp.core import Method, Task
+from esp.data.store import load as load_data
+from esp.errors import EspError, InputError, UnknownNameError
+from esp.methods import METHODS
+from esp.networks.flat import build as build_network
+from esp.parametrisation import Frame, options_of, parse_parametrisation
+from esp.parametrisation import build as build_parametrisation
+from esp.registry import resolve
+from esp.trajectory import Experts
+from espctl.errors import Interrupted, RunError
+from espctl.jobs import pool, worker
+from espctl.jobs.compute import resolve as resolve_compute
+from espctl.services import experts as expert_service
+from espctl.services import provenance
+from espctl.services.experts import relative
+from espctl.services.project import Project, slug
+from espctl.store import runs as store_runs
+from espctl.store.records import RunRecord
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; everything not given is resolved by `prepare`.
+
+    Attributes:
+        dataset: name of the data set.
+        ipc: images per class of the budget.
+        options: text values of the method's options.
+        parametrisation: spec such as `latent,decoders=4`; empty for the method's own.
+        experts: store of experts; empty for the one that fits.
+        expert_count: how many of them; 0 for all.
+    """
+
+    dataset: str
+    ipc: int
+    options: Mapping[str, str]
+    parametrisation: str = ""
+    experts: str = ""
+    expert_count: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request, ready to be started: the id that it will have, its key, and the content of `request.json`."""
+
+    run: str
+    key: str
+    described: dict[str, Any]
+    patch: str
+    steps: int
+
+
+def method_options(name: str, given: Mapping[str, str]) -> Method:
+    """The method `name` with text options turned into the types of its fields.
+
+    Raises:
+        UnknownNameError: the method or an option does not exist.
+        InputError: a value of the wrong type.
+    """
+    kind = resolve(METHODS, "method", name)
+    known = list(getattr(kind, "__dataclass_fields__", {}))
+    for option in given:
+        if option not in known:
+            raise UnknownNameError(f"option of method {name}", option, known)
+    try:
+        method: Method = TypeAdapter(kind).validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{option}={first['input']} of method {name}: {first['msg'][:1].lower()}{first['msg'][1:]}", f"correct --set {option}=...") from error
+    return method
+
+
+def prepare(project: Project, request: Request) -> Prepared:
+    """Check a request as a whole, before any work: names, options, budget, experts.
+
+    Raises:
+        EspError: whatever is wrong with it.
+    """
+    chosen = project.settings.condense
+    method = method_options(chosen.method, request.options)
+    data = load_data(request.dataset, project.paths.data, project.paths.raw)
+    network = build_network(chosen.network, data.shape, data.num_classes)
+    spec = request.parametrisation or method.default_parametrisation
+    name, options = parse_parametrisation(spec)
+    parametrisation = build_parametrisation(name, Frame(data.num_classes, request.ipc, data.shape), options)
+    found = []
+    if method.needs_experts:
+        found = expert_service.for_run(project, data, network, request.experts or None, request.expert_count or None)
+    task = Task(data, network, parametrisation, Experts(tuple(found)) if found else None)
+    method.check(task)
+    described = {
+        "method": chosen.method,
+        "method_options": asdict(method),  # type: ignore[call-overload]
+        "parametrisation": name,
+        "parametrisation_options": options_of(parametrisation),
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "ipc": request.ipc,
+        "network": network.spec,
+        "seed": chosen.seed,
+        "experts": [{"path": relative(project, t.path), "sha256": t.digest} for t in found],
+        "preset": "paper" if not request.options else "custom",
+    }
+    return _describe(project, described, task, method)
+
+
+def _describe(project: Project, request: dict[str, Any], task: Task, method: Method) -> Prepared:
+    key = artifact.sha256(artifact.canonical(request))
+    run = f"{slug(request['method'])}-{slug(request['dataset'])}-{request['ipc']}-{key[:8]}"
+    compute = resolve_compute(project.settings.compute, _flops(task, method))
+    source = provenance.collect()
+    body = {
+        "id": run,
+        "key": key,
+        "created": datetime.now(UTC).isoformat(),
+        "kind": "condense",
+        "request": request,
+        "compute": compute.describe(),
+        "provenance": {**source.facts, "device": compute.device},
+    }
+    return Prepared(run, key, body, source.patch, method.steps)
+
+
+def _flops(task: Task, method: Method) -> float:
+    """About what a run computes: nine forward passes of the synthetic set and one of the real batch in each step."""
+    made = task.parametrisation
+    images = made.frame.classes * made.units * made.multiplicity
+    real = getattr(method, "real_batch", 0) * task.data.num_classes
+    return float(task.network.flops) * (9 * images + real) * method.steps
+
+
+def existing(project: Project, key: str) -> RunRecord | None:
+    """The newest run of a request, if it was made before; a finished one rather than one that is not."""
+    found = store_runs.runs_with_key(project.store, key)
+    return next((run for run in found if run.state == "finished"), found[0] if found else None)
+
+
+def start(project: Project, prepared: Prepared, on_progress: worker.Progress) -> RunRecord:
+    """Enter a new run and carry it out in this process.
+
+    Raises:
+        Interrupted: the run can be resumed.
+        EspError: the run failed, and says why.
+    """
+    taken = {path.name for path in project.paths.runs.glob(f"{prepared.run}*")}
+    names = [prepared.run, *(f"{prepared.run}-{n}" for n in range(2, len(taken) + 3))]
+    run = next(name for name in names if name not in taken)
+    folder = project.folder_of(run)
+    described = {**prepared.described, "id": run}
+    folder.mkdir(parents=True)
+    if prepared.patch:
+        artifact.write_text(folder / "patch.diff", prepared.patch)
+    artifact.write_json(folder / "request.json", described)
+    store_runs.insert_run(project.store, described, folder)
+    return carry_out(project, run, on_progress)
+
+
+def resume(project: Project, name: str, on_progress: worker.Progress) -> RunRecord:
+    """Go on with an unfinished run, on the device and with the threads that it was started with.
+
+    Raises:
+        RunError: there is no such run, or it is finished.
+    """
+    record = store_runs.find_run(project.store, name)
+    if record.state == "finished":
+        raise RunError(f"the run {record.id} is finished", f"look at it with: espctl runs show {record.id}")
+    return carry_out(project, record.id, on_progress)
+
+
+def steps_of(project: Project, name: str) -> tuple[str, int]:
+    """Id and number of steps of a run."""
+    record = store_runs.find_run(project.store, name)
+    request = artifact.read_json(project.folder_of(record.id) / "request.json")["request"]
+    return record.id, int(request["method_options"].get("steps", 0))
+
+
+def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRecord:
+    """Do a run that was entered, in this process, and record how it ended."""
+    folder = project.folder_of(run)
+    if not (folder / "outcome.json").exists() or artifact.read_json(folder / "outcome.json")["state"] != "finished":
+        store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
+        try:
+            with pool.stoppable():
+                worker.work(folder, project.paths.data, project.home, project.settings.compute.checkpoint_every, on_progress)
+        except Interrupted as error:
+            store_runs.set_state(project.store, run, "interrupted", error=error.message)
+            raise
+        except (EspError, OSError, RuntimeError) as error:
+            store_runs.set_state(project.store, run, "failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise
+    return store_runs.record_outcome(project.store, folder)

@@ -1,0 +1,295 @@
+"""Building, finding and judging experts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from esp import artifact
+from esp import experts as library
+from esp.data.dataset import Dataset
+from esp.data.store import load as load_data
+from esp.errors import ArtifactError, EspError, InputError, closest_hint
+from esp.networks.flat import Network
+from esp.networks.flat import build as build_network
+from esp.networks.flat import canonical_spec
+from esp.training import Recipe
+from esp.trajectory import Trajectory, complaints, open_trajectory
+from espctl.errors import RunError
+from espctl.jobs import pool
+from espctl.jobs.compute import Compute, resolve
+from espctl.services.project import Project, slug
+from espctl.store.records import ExpertRecord
+from espctl.store.experts import delete_experts, record_expert
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert as it lies on disk. `accuracy` is on the whole test set after the last epoch."""
+
+    name: str
+    dataset: str
+    network: str
+    number: int
+    epochs: int
+    parameters: int
+    dtype: str
+    accuracy: float
+    loss: float | None
+    bytes: int
+    healthy: bool
+    complaints: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do: which experts are there, which are missing, and what they need."""
+
+    store: str
+    folder: Path
+    finished: tuple[int, ...]
+    missing: tuple[int, ...]
+    bytes: int
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One expert to train, in any process."""
+
+    plan: BuildPlan
+    number: int
+    dataset: str
+    cache: Path
+    network: str
+    recipe: Recipe
+    seed: int
+    dtype: Any
+    save_every: float
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build: `count` experts of one network and recipe on one data set."""
+
+    dataset: str
+    seed: int = 0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_Item]]:
+    """Check everything that a build needs, disk space included.
+
+    Raises:
+        EspError: unknown data set or network, unusable recipe, or too little disk.
+    """
+    chosen = project.settings.experts
+    data = load_data(request.dataset, project.paths.data, project.paths.raw)
+    network = build_network(chosen.network, data.shape, data.num_classes)
+    recipe = Recipe(chosen.epochs, chosen.batch, chosen.lr, request.momentum, request.weight_decay)
+    plan = library.Plan(network, recipe, request.seed, chosen.dtype)
+    store = store_name(data, network, plan.hash)
+    folder = project.paths.experts / store
+    done = tuple(n for n in range(chosen.count) if (folder / f"expert-{n:04d}.safetensors").exists())
+    missing = tuple(n for n in range(chosen.count) if n not in done)
+    need = len(missing) * plan.bytes
+    _require_space(project.paths.experts, need)
+    flops = 3.0 * network.flops * len(data.train_images) * chosen.epochs * max(1, len(missing))
+    compute = resolve(project.settings.compute, flops, chosen.jobs)
+    made = BuildPlan(store, folder, done, missing, need, compute)
+    every = project.settings.compute.checkpoint_every
+    items = [
+        _Item(made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every) for n in missing
+    ]
+    return made, items
+
+
+def store_name(data: Dataset, network: Network, recipe: str) -> str:
+    """Folder name of the experts of one network and recipe on one data set."""
+    return f"{slug(data.name)}-{data.fingerprint[:6]}-{slug(network.spec)}-{recipe}"
+
+
+def build(project: Project, items: Sequence[_Item], on_event: pool.Report) -> Iterator[Expert]:
+    """Train the experts of `items`; each is recorded and yielded when it is done.
+
+    Events: {"number", "epoch", "loss", "accuracy"} after every epoch.
+    """
+    with pool.stoppable():
+        for _, path in pool.run_all(train, items, project.settings.experts.jobs, on_event):
+            record_expert(project.store, _record(project, path))
+            yield describe(path)
+
+
+def train(item: _Item, report: pool.Report) -> Path:
+    """Train one expert in this process and write, beside it, how long it took."""
+    device = item.plan.compute.apply()
+    data = load_data(item.dataset, item.cache)
+    network = build_network(item.network, data.shape, data.num_classes)
+    plan = library.Plan(network, item.recipe, item.seed, item.dtype)
+    begun = time.monotonic()
+
+    def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
+        report({"number": item.number, "epoch": epoch, "loss": loss, "accuracy": accuracy})
+
+    path = library.build(plan, item.number, data, item.plan.folder, device, item.plan.compute.compile, item.save_every, on_epoch)
+    facts = {"seconds": time.monotonic() - begun, "created": datetime.now(UTC).isoformat(), "compute": item.plan.compute.describe()}
+    artifact.write_json(path.with_suffix(".json"), facts)
+    return path
+
+
+def listing(project: Project, dataset: str | None = None, network: str | None = None) -> list[Expert]:
+    """All experts, or those of a data set and network, by store and number."""
+    found = [describe(path) for path in sorted(project.paths.experts.glob("*/expert-*.safetensors"))]
+    wanted = canonical_spec(network) if network else None
+    return [e for e in found if dataset in (None, e.dataset) and wanted in (None, e.network)]
+
+
+def describe(path: Path) -> Expert:
+    """The header of an expert's file, judged."""
+    trajectory = open_trajectory(path)
+    meta = trajectory.meta
+    found = complaints(meta, meta["classes"])
+    last = meta["curve"][-1]
+    return Expert(
+        f"{path.parent.name}/{meta['number']}",
+        meta["dataset"],
+        meta["network"],
+        meta["number"],
+        meta["epochs"],
+        meta["parameters"],
+        meta["dtype"],
+        last["accuracy"],
+        last["loss"],
+        path.stat().st_size,
+        not found,
+        tuple(found),
+        path,
+    )
+
+
+def curve(project: Project, name: str) -> tuple[Expert, list[dict[str, Any]]]:
+    """One expert, named `STORE/NUMBER` (or `NUMBER` when there is one store), and its curve."""
+    path = _find(project, name)
+    return describe(path), open_trajectory(path).meta["curve"]
+
+
+def verify(project: Project, stores: Sequence[str] = ()) -> list[tuple[str, str | None]]:
+    """Check every byte of the experts of some stores, or of all: (name, what is wrong or None)."""
+    results: list[tuple[str, str | None]] = []
+    for path in sorted(project.paths.experts.glob("*/expert-*.safetensors")):
+        if stores and path.parent.name not in stores:
+            continue
+        name = f"{path.parent.name}/{int(path.stem.removeprefix('expert-'))}"
+        try:
+            artifact.load(path)
+            results.append((name, None))
+        except EspError as error:
+            results.append((name, error.message))
+    return results
+
+
+def remove(project: Project, store: str) -> int:
+    """Delete a whole store of experts; returns the bytes freed.
+
+    Raises:
+        RunError: there is no such store, or an unfinished run needs it.
+    """
+    folder = project.paths.experts / store
+    names = [path.name for path in project.paths.experts.glob("*/") if path.is_dir()]
+    if store not in names:
+        raise RunError(f"unknown store of experts {store!r}", closest_hint(store, names))
+    if users := _unfinished_users(project, store):
+        raise RunError(f"the unfinished run {users[0]} needs the experts {store}", "finish or remove the run first")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    delete_experts(project.store, f"{relative(project, folder)}/")
+    shutil.rmtree(folder)
+    return size
+
+
+def for_run(project: Project, data: Dataset, network: Network, store: str | None, count: int | None) -> list[Trajectory]:
+    """The experts that a run uses: those of `store`, or of the one store that fits the data set and network.
+
+    Raises:
+        InputError: there are none, or several stores fit and none was named.
+    """
+    fitting: dict[str, list[Path]] = {}
+    for path in sorted(project.paths.experts.glob("*/expert-*.safetensors")):
+        if store in (None, path.parent.name) and _fits(path, data, network):
+            fitting.setdefault(path.parent.name, []).append(path)
+    command = f"espctl experts build --dataset {data.name} --network {network.spec}"
+    if not fitting:
+        where = f" in {store}" if store else ""
+        raise InputError(f"there are no experts of {network.spec} on {data.name}{where}", f"build them: {command}")
+    if len(fitting) > 1:
+        raise InputError(f"several stores of experts fit: {', '.join(fitting)}", "choose one with --experts NAME")
+    paths = next(iter(fitting.values()))
+    if count and count > len(paths):
+        raise InputError(f"{count} experts were asked, there are {len(paths)}", f"build more: {command} --count {count}")
+    return [open_trajectory(path) for path in paths[: count or None]]
+
+
+def _fits(path: Path, data: Dataset, network: Network) -> bool:
+    meta = open_trajectory(path).meta
+    return meta["fingerprint"] == data.fingerprint and meta["network"] == network.spec
+
+
+def _find(project: Project, name: str) -> Path:
+    paths = {f"{p.parent.name}/{int(p.stem.removeprefix('expert-'))}": p for p in project.paths.experts.glob("*/expert-*.safetensors")}
+    matches = [key for key in paths if key == name or key.endswith(f"/{name}") or key.startswith(name)]
+    if name not in matches and len(matches) != 1:
+        problem = "is ambiguous" if matches else "is unknown"
+        raise ArtifactError(f"expert {name!r} {problem}", closest_hint(name, sorted(paths)))
+    return paths[name if name in matches else matches[0]]
+
+
+def _unfinished_users(project: Project, store: str) -> list[str]:
+    users = []
+    for request in project.paths.runs.glob("*/request.json"):
+        if not (request.parent / "outcome.json").exists():
+            entries = artifact.read_json(request)["request"].get("experts") or []
+            if any(Path(entry["path"]).parent.name == store for entry in entries):
+                users.append(request.parent.name)
+    return users
+
+
+def _record(project: Project, path: Path) -> ExpertRecord:
+    trajectory, facts = open_trajectory(path), artifact.read_json(path.with_suffix(".json"))
+    meta = trajectory.meta
+    return ExpertRecord(
+        dataset=meta["dataset"],
+        fingerprint=meta["fingerprint"],
+        network=meta["network"],
+        recipe_hash=path.parent.name.rpartition("-")[2],
+        number=meta["number"],
+        epochs=meta["epochs"],
+        parameters=meta["parameters"],
+        dtype=meta["dtype"],
+        path=relative(project, path),
+        sha256=trajectory.digest,
+        bytes=path.stat().st_size,
+        accuracy=meta["curve"][-1]["accuracy"],
+        created=datetime.fromisoformat(facts["created"]),
+        seconds=facts["seconds"],
+    )
+
+
+def relative(project: Project, path: Path) -> str:
+    """`path` below the project's home, or absolute when it lies elsewhere."""
+    return str(path.relative_to(project.home)) if path.is_relative_to(project.home) else str(path)
+
+
+def _require_space(folder: Path, need: int) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise InputError(
+            f"the experts need {need / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free",
+            "free some space, build fewer, or store them with --dtype bfloat16",
+        )

@@ -1,0 +1,129 @@
+"""The paper's tables with our numbers beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from esp import condensed, pictures
+from esp.data.dataset import to_pixels
+from esp.errors import InputError
+from esp.evaluation import mean_and_sd
+from esp.methods import METHODS
+from esp.networks.flat import canonical_spec
+from esp.registry import resolve
+from espctl.report import published
+from espctl.services.project import Project
+from espctl.store import runs as store_runs
+from espctl.store.records import EvaluationRecord, RunRecord
+
+ORDER = ("random", "herding", "dc", "dsa", "dm", "kip", "cafe+dsa", "mtt", "idc", "kfs", "esp")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a table: runs that differ in their seed alone, under one protocol and network. Accuracies are in percent.
+
+    Attributes:
+        method, options: what was done; options that are not the paper's are named.
+        stored: parametrisation.
+        ipc: images per class of the budget.
+        network, protocol: how it was scored.
+        mean, sd, n: of the accuracy after the last epoch over all networks of all runs.
+        best: mean of the best checks, chosen on the test set.
+        published, published_sd, difference: the paper's number and ours minus it, or None where it has none.
+        comparable: whether network, protocol and options are the published ones, as far as those are known.
+        runs: where the number comes from.
+    """
+
+    method: str
+    options: str
+    stored: str
+    ipc: int
+    network: str
+    protocol: str
+    mean: float
+    sd: float
+    n: int
+    best: float
+    published: float | None
+    published_sd: float | None
+    difference: float | None
+    comparable: bool
+    runs: tuple[str, ...]
+
+
+def table1(
+    project: Project, dataset: str, protocol: str | None = None, network: str | None = None, ipc: int | None = None
+) -> list[Row]:
+    """Table 1 for one data set: every finished and scored run, grouped over seeds.
+
+    Raises:
+        InputError: nothing has been scored on this data set.
+    """
+    filters: dict[str, Any] = {"dataset": dataset, "state": "finished", **({"ipc": ipc} if ipc else {})}
+    pairs = store_runs.list_evaluations(project.store, filters, protocol=protocol)
+    requests = store_runs.requests_of(project.store, list({run.id for run, _ in pairs}))
+    wanted = canonical_spec(network) if network else None
+    cells: dict[tuple[Any, ...], list[tuple[RunRecord, EvaluationRecord]]] = {}
+    for run, score in pairs:
+        if wanted in (None, score.network):
+            options = _changed_options(requests[run.id])
+            key = (run.ipc, run.method, run.parametrisation, run.network, options, score.network, score.protocol)
+            cells.setdefault(key, []).append((run, score))
+    if not cells:
+        raise InputError(f"nothing has been scored on {dataset}", f"espctl condense --dataset {dataset} --ipc 1, then espctl evaluate RUN")
+    return sorted((_row(dataset, key[4], found) for key, found in cells.items()), key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    known = ORDER.index(row.method) if row.method in ORDER else len(ORDER)
+    return row.ipc, row.network, row.protocol, known, row.method, row.stored, row.options
+
+
+def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, EvaluationRecord]]) -> Row:
+    run, first = pairs[0]
+    mean, sd = mean_and_sd([100 * score.accuracy for _, score in pairs])
+    best, _ = mean_and_sd([100 * (score.best_accuracy or score.accuracy) for _, score in pairs])
+    base = first.network.partition(",")[0]
+    known = published.find("1", dataset, run.ipc, run.method, base)
+    same = not options and base == first.network == run.network and "@" not in first.protocol
+    return Row(
+        run.method,
+        options,
+        run.parametrisation or "",
+        run.ipc,
+        first.network,
+        first.protocol,
+        mean,
+        sd,
+        len(pairs),
+        best,
+        known.mean if known else None,
+        known.sd if known else None,
+        mean - known.mean if known else None,
+        same,
+        tuple(sorted({r.id for r, _ in pairs})),
+    )
+
+
+def _changed_options(request: Mapping[str, Any]) -> str:
+    """The options of a run that are not its method's defaults, as text, and its matching network when that is not the usual one."""
+    defaults = {field.name: field.default for field in fields(resolve(METHODS, "method", request["method"]))}
+    changed = [f"{name}={value}" for name, value in request["method_options"].items() if defaults.get(name) != value]
+    return " ".join(changed)
+
+
+def images(project: Project, name: str, path: Path) -> Path:
+    """Draw a run's synthetic images, one row per class, and write a PNG."""
+    run = store_runs.find_run(project.store, name)
+    found = condensed.load(project.folder_of(run.id) / "synthetic.safetensors")
+    frame = found.parametrisation.frame
+    each = len(found.labels()) // frame.classes
+    shown = min(each, 20)
+    normalised = found.images().reshape(frame.classes, each, *frame.shape)[:, :shown].flatten(0, 1)
+    pixels = to_pixels(normalised, found.meta["mean"], found.meta["std"])
+    pictures.save_grid(path, pixels, shown, labels=found.meta["classes"])
+    return path

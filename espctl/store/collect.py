@@ -1,0 +1,159 @@
+"""From run folders into the database. Everything here may be repeated: the same folder gives the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from esp.errors import ArtifactError, EspError
+from espctl.errors import RunError
+from espctl.store import folder as folders
+from espctl.store.engine import Store
+from espctl.store.models import Artifact, Evaluation, Metric, Run, Tag
+from espctl.store.records import EvaluationRecord, RunRecord, SyncReport
+
+_PARAMETERS = 30_000  # values in one statement; SQLite's limit is 32,766
+_SCORE = ("run_id", "protocol_hash", "network", "seed")
+
+
+def record_outcome(store: Store, run_folder: Path) -> RunRecord:
+    """Record a run that has ended, with its metrics, artifacts and evaluations, in one transaction.
+
+    The folder alone is enough: a run that the database does not know is entered, so a crash between the two is mended
+    by calling this again.
+
+    Raises:
+        ArtifactError: the folder has no outcome yet, or a file in it is unusable.
+        StoreError: the database cannot be written.
+    """
+    contents = folders.read(run_folder, store.home)
+    if contents.outcome is None:
+        raise ArtifactError(f"{run_folder / 'outcome.json'} does not exist", "let the run end, or resume it")
+    metrics = folders.metrics(run_folder)
+    with store.write() as session:
+        _enter(session, contents)
+        _replace_parts(session, contents, metrics)
+    return contents.run
+
+
+def record_evaluation(store: Store, run_id: str, evaluation: Mapping[str, Any]) -> EvaluationRecord:
+    """Record one trained network, from the value of its file; a repeated one takes the place of the former.
+
+    Raises:
+        RunError: there is no such run.
+        ArtifactError: the evaluation lacks a key.
+    """
+    record = folders.evaluation_record(run_id, evaluation)
+    with store.write() as session:
+        if session.get(Run, run_id) is None:
+            raise RunError(f"there is no run {run_id!r}", "espctl runs ls lists the runs")
+        _upsert(session, Evaluation, [asdict(record)], _SCORE)
+    return record
+
+
+def record_evaluations(store: Store, run_folder: Path) -> tuple[EvaluationRecord, ...]:
+    """Record every file under `evaluations/` of a run folder in one transaction; enter the run when it is unknown."""
+    contents = folders.read(run_folder, store.home)
+    with store.write() as session:
+        if session.get(Run, contents.run.id) is None:
+            _enter(session, contents)
+        _add_parts(session, contents)
+    return contents.evaluations
+
+
+def sync(store: Store, runs_folder: Path) -> SyncReport:
+    """Make the database agree with the run folders: enter what it lacks, and renew what ended since.
+
+    A run that the database holds as queued or running stays so while its folder has no outcome. Nothing is removed:
+    runs whose folder is gone are reported as missing, folders that cannot be read as unreadable. A folder without a
+    `request.json` is no run folder.
+    """
+    done: dict[str, list[str]] = {"added": [], "updated": [], "unchanged": []}
+    unreadable: list[tuple[str, str]] = []
+    for path in sorted(runs_folder.glob("*/request.json")):
+        try:
+            contents = folders.read(path.parent, store.home)
+        except (EspError, OSError) as error:
+            unreadable.append((path.parent.name, str(error)))
+            continue
+        done[_sync_one(store, contents)].append(contents.run.id)
+    return SyncReport(
+        tuple(done["added"]), tuple(done["updated"]), tuple(done["unchanged"]), tuple(unreadable), _missing(store)
+    )
+
+
+def _sync_one(store: Store, contents: folders.Contents) -> str:
+    """Bring one run up to date; returns which of `added`, `updated` and `unchanged` it is."""
+    with store.read() as session:
+        known = session.get(Run, contents.run.id)
+        if known is not None and not _differs(session, known, contents):
+            return "unchanged"
+    ended = contents.outcome is not None
+    metrics = folders.metrics(contents.folder) if ended else []
+    with store.write() as session:
+        known = session.get(Run, contents.run.id)
+        if known is None or (ended and known.outcome != contents.outcome):
+            _enter(session, contents)
+            _replace_parts(session, contents, metrics)
+        else:
+            known.folder = contents.run.folder
+            _add_parts(session, contents)
+    return "added" if known is None else "updated"
+
+
+def _differs(session: Session, run: Run, contents: folders.Contents) -> bool:
+    """Whether the folder has anything that the database has not."""
+    if run.folder != contents.run.folder or (contents.outcome is not None and run.outcome != contents.outcome):
+        return True
+    columns = [getattr(Evaluation, name) for name in EvaluationRecord.__slots__]
+    scores = {EvaluationRecord(*row) for row in session.execute(select(*columns).where(Evaluation.run_id == run.id))}
+    tags = set(session.scalars(select(Tag.tag).where(Tag.run_id == run.id)))
+    return not scores.issuperset(contents.evaluations) or not tags.issuperset(contents.tags)
+
+
+def _missing(store: Store) -> tuple[str, ...]:
+    with store.read() as session:
+        rows = session.execute(select(Run.id, Run.folder).order_by(Run.id)).all()
+    return tuple(run_id for run_id, folder in rows if not (store.home / folder / "request.json").is_file())
+
+
+def _enter(session: Session, contents: folders.Contents) -> None:
+    """The run's own row, new or renewed."""
+    row = {name: getattr(contents.run, name) for name in RunRecord.__slots__}
+    _upsert(session, Run, [{**row, "request": contents.request, "outcome": contents.outcome}], ("id",))
+
+
+def _replace_parts(session: Session, contents: folders.Contents, metrics: list[tuple[str, int, float]]) -> None:
+    run_id = contents.run.id
+    session.execute(delete(Metric).where(Metric.run_id == run_id))
+    session.execute(delete(Artifact).where(Artifact.run_id == run_id))
+    if metrics:
+        rows = [{"run_id": run_id, "name": name, "step": step, "value": value} for name, step, value in metrics]
+        session.execute(insert(Metric), rows)
+    if contents.artifacts:
+        session.execute(insert(Artifact), [asdict(artifact) for artifact in contents.artifacts])
+    _add_parts(session, contents)
+
+
+def _add_parts(session: Session, contents: folders.Contents) -> None:
+    _upsert(session, Evaluation, [asdict(record) for record in contents.evaluations], _SCORE)
+    tags = [{"run_id": contents.run.id, "tag": tag} for tag in contents.tags]
+    if tags:
+        session.execute(insert(Tag).on_conflict_do_nothing(), tags)
+
+
+def _upsert(
+    session: Session, model: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]], key: Sequence[str]
+) -> None:
+    """Insert rows; one whose `key` exists takes over the values and keeps its place."""
+    if not rows:
+        return
+    statement = insert(model)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), list(rows))

@@ -1,0 +1,188 @@
+"""Opening the database, and the two kinds of transaction.
+
+Readers BEGIN and see one snapshot; writers BEGIN IMMEDIATE. A transaction that reads first and asks for the write lock
+later fails under other writers, and the driver's own default loses updates silently: it is switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from espctl.errors import SchemaError, StoreError, translate
+from espctl.store import models
+
+BUSY_SECONDS = 30.0
+_NOT_OURS = "give another file with paths.database, or move this one away"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open database of this program's own schema.
+
+    `home` is the folder that stored paths are relative to; `created` says that the file was made just now, so that run
+    folders from before are not in it yet.
+    """
+
+    database: Path
+    home: Path
+    engine: Engine
+    read_only: bool = False
+    created: bool = False
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees the database as it was at its first statement. What it changes is discarded.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with _translated(), Session(self.engine, autoflush=False) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that alone may write from here to the end of the block; keep the block short.
+
+        Raises:
+            StoreError: the database is read-only, or other writers hold it for longer than 30 seconds.
+        """
+        if self.read_only:
+            raise read_only(self.database)
+        engine = self.engine.execution_options(immediate=True)
+        with _translated(), Session(engine, autoflush=False, expire_on_commit=False) as session, session.begin():
+            session.connection()  # takes the lock now and not at the first statement, so the block may rely on it
+            yield session
+
+    def close(self) -> None:
+        """Close the pooled connections. The store may be used again after it."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_store(database: Path, home: Path | None = None) -> Store:
+    """Open a database; a missing or empty file becomes one of the newest schema first.
+
+    Args:
+        database: the SQLite file; its folder is made when missing.
+        home: the folder that stored paths are relative to, by default the database's own.
+
+    Raises:
+        SchemaError: the schema is older or newer than this program, or the file is another program's.
+        StoreError: the file cannot be opened or made.
+    """
+    home, database = (home or database.parent).absolute(), database.resolve()
+    found = revision(database)
+    created = found is None
+    if created:
+        from espctl.store import migrate  # Alembic takes a tenth of a second to import, and is rarely needed
+
+        migrate.upgrade(database)
+    elif found != models.REVISIONS[-1]:
+        raise mismatch(database, found)
+    locked = not writable(database)
+    store = Store(database, home, _engine(database, locked), locked, created)
+    weakref.finalize(store, store.engine.dispose)  # the last connection to close tidies the journal away
+    return store
+
+
+def revision(database: Path) -> str | None:
+    """The schema revision of a file; None when there is no file, or nothing in it yet.
+
+    Raises:
+        SchemaError: it is an SQLite file, but not of this program.
+        StoreError: it cannot be opened or is damaged.
+    """
+    if not database.exists() or (database.is_file() and database.stat().st_size == 0):
+        return None
+    with _translated(), contextlib.closing(connect(database, writable(database))) as connection:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        versioned = "alembic_version" in tables
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall() if versioned else []
+    if rows:
+        return str(rows[0][0])
+    if tables - {"alembic_version"}:
+        raise SchemaError(f"{database} is not a database of espctl", _NOT_OURS)
+    return None
+
+
+def mismatch(database: Path, found: str | None) -> SchemaError:
+    """The error for a database whose schema is not this program's."""
+    head = models.REVISIONS[-1]
+    if found is None or found in models.REVISIONS:
+        return SchemaError(
+            f"the database {database} has schema {found or 'none'}, this program needs {head}", "run: espctl db upgrade"
+        )
+    return SchemaError(
+        f"the database {database} has schema {found}, which is newer than this program ({head})",
+        "use the version of espctl that made it, or a newer one",
+    )
+
+
+def read_only(database: Path) -> StoreError:
+    """The error for writing to a database that this process may only read."""
+    return StoreError(f"the database {database} is read-only", "check the owner and mode of the file and its folder")
+
+
+def connect(database: Path, can_write: bool, create: bool = False) -> sqlite3.Connection:
+    """A raw connection that leaves transactions to its user."""
+    mode = ("rwc" if create else "rw") if can_write else "ro"
+    journal = Path(f"{database}-wal")
+    if not can_write and not (journal.exists() and journal.stat().st_size):
+        mode += "&immutable=1"  # else SQLite wants to write its index of the journal beside the file, and cannot
+    return sqlite3.connect(
+        f"{database.as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _engine(database: Path, locked: bool) -> Engine:
+    """A pool of connections to a file that exists, each with references enforced."""
+
+    def opened() -> sqlite3.Connection:
+        connection = connect(database, not locked)
+        connection.execute("PRAGMA foreign_keys = ON")
+        if not locked:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    engine = create_engine("sqlite://", creator=opened, poolclass=QueuePool)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def writable(database: Path) -> bool:
+    """Whether this process may write the file, and beside it, where the journal goes."""
+    return os.access(database, os.W_OK) and os.access(database.parent, os.W_OK)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise translate(error) from error

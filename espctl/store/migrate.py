@@ -1,0 +1,175 @@
+"""Moving a database between revisions of the schema, with Alembic and without a configuration file.
+
+Whoever migrates is alone: the connection holds SQLite's exclusive lock from before Alembic looks at the file until the
+end, so two processes that start on a new file do not both make it. Each revision is one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, StaticPool, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from espctl.errors import StoreError, translate
+from espctl.store import engine, models
+
+_DAMAGED = "restore the file from a copy, or move it away and run: espctl db upgrade"
+_STALE = "the schema differs from what this version defines: move the file away and run: espctl db upgrade"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found: the file's revision, the newest one, and one sentence for each problem."""
+
+    database: Path
+    revision: str | None
+    head: str
+    problems: tuple[str, ...]
+
+
+def scripts() -> Path:
+    """The folder of the revisions: inside the installed package, or at the top of the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    return next(path for path in (package / "migrations", package.parent / "migrations") if (path / "env.py").is_file())
+
+
+def config(connection: Connection | None = None, folder: Path | None = None) -> Config:
+    """Alembic's configuration for the revisions in `folder`; silent, and bound to a connection."""
+    made = Config(stdout=io.StringIO(), attributes={"connection": connection})
+    made.set_main_option("script_location", str(folder or scripts()).replace("%", "%%"))
+    made.set_main_option("path_separator", "os")
+    return made
+
+
+def heads(folder: Path | None = None) -> tuple[str, ...]:
+    """The revisions that no other follows; one, unless two were written side by side."""
+    return tuple(ScriptDirectory.from_config(config(folder=folder)).get_heads())
+
+
+def upgrade(database: Path, target: str = "head", folder: Path | None = None) -> str | None:
+    """Bring a database to a revision, by default the newest; make the file, and its folder, when missing.
+
+    Returns the revision that it had before.
+
+    Raises:
+        SchemaError: the file is newer than this program, or another program's.
+        StoreError: the file is in use, read-only or damaged, or a revision failed; then nothing of that one is kept.
+    """
+    database = database.resolve()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    before = engine.revision(database)
+    known = {script.revision for script in ScriptDirectory.from_config(config(folder=folder)).walk_revisions()}
+    if before is not None and before not in known:
+        raise engine.mismatch(database, before)
+    if before is not None and not engine.writable(database):
+        raise engine.read_only(database)
+    with _alone(database) as connection:
+        command.upgrade(config(connection, folder), target)
+    return before
+
+
+def downgrade(database: Path, target: str, folder: Path | None = None) -> None:
+    """Take a database back to an older revision, or to `base`. Rows of tables that did not exist then are lost."""
+    with _alone(database.resolve()) as connection:
+        command.downgrade(config(connection, folder), target)
+
+
+def check(database: Path, folder: Path | None = None) -> CheckReport:
+    """Look for damage, dangling references, and a schema that is not the one this program defines. Changes nothing.
+
+    Raises:
+        StoreError: there is no database, or it cannot be read at all.
+    """
+    database = database.resolve()
+    found = engine.revision(database)
+    if found is None:
+        raise StoreError(f"there is no database at {database}", "run: espctl db upgrade")
+    problems = [*_damage(database), *_many_heads(folder)]
+    if found != models.REVISIONS[-1]:
+        problems.append(f"{(error := engine.mismatch(database, found)).message}; {error.hint}")
+    elif not problems:
+        problems += _differences(database, folder)
+    return CheckReport(database, found, models.REVISIONS[-1], tuple(problems))
+
+
+def _damage(database: Path) -> list[str]:
+    with _read_only(database) as raw:
+        lines = [str(row[0]) for row in raw.execute("PRAGMA integrity_check(10)")]
+        dangling = raw.execute("PRAGMA foreign_key_check").fetchall()
+    problems = [f"damaged: {line}; {_DAMAGED}" for line in lines if line != "ok"]
+    if dangling:
+        tables = ", ".join(sorted({row[0] for row in dangling}))
+        problems.append(f"{len(dangling)} rows of {tables} point at a run that is gone; {_DAMAGED}")
+    return problems
+
+
+def _many_heads(folder: Path | None) -> list[str]:
+    found = heads(folder)
+    return [] if len(found) == 1 else [f"the revisions have {len(found)} heads: {', '.join(sorted(found))}"]
+
+
+def _differences(database: Path, folder: Path | None) -> list[str]:
+    """What Alembic would change to make the file's schema that of the models: nothing, in a sound one."""
+    with _read_only(database) as raw, _alembic(raw, "BEGIN") as connection:
+        try:
+            command.check(config(connection, folder))
+        except CommandError as error:
+            return [f"{' '.join(str(error).split())}; {_STALE}"]
+    return []
+
+
+@contextlib.contextmanager
+def _alone(database: Path) -> Iterator[Connection]:
+    """A connection that no other process can read or write beside, with foreign keys off.
+
+    Off, because SQLite changes a table by making it anew and dropping the old one, and with foreign keys on the drop
+    deletes the rows of every table that refers to it; Alembic checks the references before each commit instead.
+    """
+    try:
+        with contextlib.closing(engine.connect(database, can_write=True, create=True)) as raw:
+            raw.execute("PRAGMA locking_mode = EXCLUSIVE")
+            raw.execute("PRAGMA foreign_keys = OFF")
+            raw.execute("BEGIN EXCLUSIVE")
+            raw.execute("COMMIT")
+            with _alembic(raw, "BEGIN IMMEDIATE") as connection:
+                yield connection
+            raw.execute("PRAGMA journal_mode = WAL")
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise translate(error) from error
+    except (CommandError, RuntimeError) as error:
+        raise StoreError(
+            f"the database {database} was not migrated: {error}", "it is as it was before that step"
+        ) from error
+
+
+@contextlib.contextmanager
+def _read_only(database: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(engine.connect(database, engine.writable(database))) as raw:
+            raw.execute("PRAGMA query_only = ON")
+            yield raw
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise translate(error) from error
+
+
+@contextlib.contextmanager
+def _alembic(raw: sqlite3.Connection, begin: str) -> Iterator[Connection]:
+    """SQLAlchemy's view of a raw connection, on which nothing has been executed yet: Alembic must be the first."""
+    made = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(made, "begin", begun)
+    with made.connect() as connection:
+        yield connection
