@@ -26,7 +26,7 @@ _PUBLIC = {
     "Trainer": "esp.training",
     "condense": "esp.core",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (names of a table)
 
 
 def __getattr__(name: str) -> Any:

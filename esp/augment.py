@@ -1,8 +1,9 @@
 """Differentiable siamese augmentation (DSA; Zhao and Bilen, 2021; methods.md 3 and appendix C), as pure functions.
 
-What happens to a batch is drawn first, for a number of *groups*, and applied afterwards: samples of one group get the same
-operation with the same parameters. Groups are classes when real and synthetic images are to be augmented alike (siamese), samples
-when every image gets parameters of its own. Drawing never touches a global generator and never depends on the batch.
+What happens to a batch is drawn first, for a number of *groups*, and applied afterwards: samples of one group get the
+same operation with the same parameters. Groups are classes when real and synthetic images are to be augmented alike
+(siamese), samples when every image gets parameters of its own. Drawing never touches a global generator and never
+depends on the batch.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def parse(strategy: str, flips: bool = True) -> tuple[str, ...]:
 
 
 def draw_single(names: tuple[str, ...], groups: int, generator: torch.Generator, shared: bool = False) -> Draw:
-    """One operation of `names` for each group, or one for all groups (`shared`) with parameters of their own (DSA mode S)."""
+    """One operation of `names` for each group, or one for all (`shared`) with parameters of their own (DSA mode S)."""
     if not names:
         return ()
     choice = torch.randint(len(names), (1 if shared else groups,), generator=generator).expand(groups)
@@ -74,7 +75,8 @@ def draw_sequence(names: tuple[str, ...], groups: int, generator: torch.Generato
 def apply(draw: Draw, images: Tensor, group: Tensor | None = None) -> Tensor:
     """Augment images [n, c, h, w]; `group` [n] says which group each belongs to (default: sample i is group i).
 
-    Differentiable in the images; the result has their shape. Zeros, where an operation leaves a hole, mean the data set's mean colour.
+    Differentiable in the images; the result has their shape. Zeros, where an operation leaves a hole, mean the data
+    set's mean colour.
     """
     for stage in draw:
         operation, uniform = stage.operation, stage.uniform
@@ -86,12 +88,16 @@ def apply(draw: Draw, images: Tensor, group: Tensor | None = None) -> Tensor:
 
 def _apply_stage(operation: Tensor, uniform: Tensor, images: Tensor) -> Tensor:
     functions = list(OPERATIONS.values())
-    present = operation.unique().tolist()
+    present = sorted(set(operation.tolist()))
     if len(present) == 1:
-        return functions[present[0]](images, uniform)
+        only: Tensor = functions[present[0]](images, uniform)
+        return only
     parts = [(operation == index).nonzero()[:, 0] for index in present]
     order = torch.cat(parts).argsort().to(images.device)
-    done = [functions[i](images[rows.to(images.device)], uniform[rows.to(images.device)]) for i, rows in zip(present, parts, strict=True)]
+    done = [
+        functions[i](images[rows.to(images.device)], uniform[rows.to(images.device)])
+        for i, rows in zip(present, parts, strict=True)
+    ]
     return torch.cat(done)[order]
 
 
@@ -151,7 +157,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [n, h, h] and columns [n, w, w] applied to every channel: any separable resampling is two matrix products."""
+    """rows [n, h, h] and columns [n, w, w] applied to every channel: separable resampling is two matrix products."""
     return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
 
 

@@ -43,18 +43,32 @@ class Condensed:
     def require(self, data: Dataset) -> None:
         """Raise `MismatchError` unless the set was condensed from `data`, in the pixel space that evaluation uses."""
         if self.meta["fingerprint"] != data.fingerprint:
-            raise MismatchError(f"the synthetic set was condensed from another data set than {data.name}", "evaluate it on its own data set")
+            raise MismatchError(
+                f"the synthetic set was condensed from another data set than {data.name}",
+                "evaluate it on its own data set",
+            )
         if self.meta["space"] != SPACE:
-            raise MismatchError(f"the synthetic set is in pixel space {self.meta['space']!r}, not {SPACE!r}", "evaluate it in its own space")
+            raise MismatchError(
+                f"the synthetic set is in pixel space {self.meta['space']!r}, not {SPACE!r}",
+                "evaluate it in its own space",
+            )
 
 
 def describe(name: str, parametrisation: Parametrisation) -> dict[str, Any]:
     """A parametrisation as JSON: name, options, and what it is for."""
     frame = parametrisation.frame
-    return {"name": name, "options": options_of(parametrisation), "classes": frame.classes, "ipc": frame.ipc, "shape": list(frame.shape)}
+    return {
+        "name": name,
+        "options": options_of(parametrisation),
+        "classes": frame.classes,
+        "ipc": frame.ipc,
+        "shape": list(frame.shape),
+    }
 
 
-def save(path: Path, name: str, parametrisation: Parametrisation, parameters: Tensors, data: Dataset, extra: dict[str, Any]) -> str:
+def save(
+    path: Path, name: str, parametrisation: Parametrisation, parameters: Tensors, data: Dataset, extra: dict[str, Any]
+) -> str:
     """Write a synthetic set of `data` stored by the parametrisation called `name`; return the file's digest."""
     meta = {
         "kind": "synthetic",

@@ -1,7 +1,8 @@
 """The one loop: a method, on a task, from a seed.
 
-A method is orthogonal to how the synthetic set is stored: ESP on latent codes is the paper's, ESP on pixels the same call with another
-parametrisation. A method owns one step of mathematics; whoever drives the loop owns time, checkpoints and the screen.
+A method is orthogonal to how the synthetic set is stored: ESP on latent codes is the paper's, ESP on pixels the same
+call with another parametrisation. A method owns one step of mathematics; whoever drives the loop owns time, checkpoints
+and the screen.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from esp.rng import Key
 from esp.trajectory import Experts
 
 State = Tensors
-"""Everything that a method carries from step to step: `step` [], `set.NAME` for the synthetic set, and what else it needs."""
+"""All that a method carries from step to step: `step` [], `set.NAME` for the synthetic set, and what else it needs."""
 
 Metrics = dict[str, Tensor]
 """Scalars [] of one step, left on their device."""
@@ -50,7 +51,7 @@ class Task:
     network: Network
     parametrisation: Parametrisation
     experts: Experts | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     chunk: int = 512
     compile: bool = False
 
@@ -58,7 +59,8 @@ class Task:
         smallest = min(len(rows) for rows in self.class_rows)
         if self.parametrisation.frame.ipc > smallest:
             raise InputError(
-                f"{self.parametrisation.frame.ipc} images per class are more than the smallest class of {self.data.name} has ({smallest})",
+                f"{self.parametrisation.frame.ipc} images per class are more than the smallest class of "
+                f"{self.data.name} has ({smallest})",
                 f"give --ipc {smallest} or fewer",
             )
 
@@ -145,7 +147,8 @@ def condense(method: Method, task: Task, seed: int, state: State | None = None) 
         state: a state that an earlier call yielded, to continue from; the rest of the run is the same to the bit.
 
     Raises:
-        DivergedError: a metric of the last step is not finite. The state before it was yielded.
+        DivergedError: a metric of the last step, or at the end the synthetic set, is not finite. The state before it
+            was yielded.
     """
     method.check(task)
     key = Key(seed).fold("condense")
@@ -158,13 +161,17 @@ def condense(method: Method, task: Task, seed: int, state: State | None = None) 
         # Reading a number waits for the device, so on CUDA only every tenth step is looked at.
         if task.device.type == "cpu" or done % 10 == 0 or done == method.steps:
             _require_finite(metrics, done)
+        if done == method.steps:
+            _require_finite({name: value.abs().sum() for name, value in synthetic_parameters(state).items()}, done)
         yield state, metrics
 
 
 def _require_finite(metrics: Metrics, step: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(float(value)):
-            raise DivergedError(f"step {step} diverged: {name} is {float(value)}", "lower the learning rates (--set lr_...=)")
+            raise DivergedError(
+                f"step {step} diverged: {name} is {float(value)}", "lower the learning rates (--set lr_...=)"
+            )
 
 
 def synthetic_parameters(state: State) -> Tensors:

@@ -1,9 +1,10 @@
 """First and mixed second derivatives of the loss on a synthetic set, exact in chunks.
 
 Matching methods need d/dX of a function of G = d loss / d theta. With u = d(function)/dG held constant, that is
-d/dX <G(X), u>: the derivative of the loss along u in theta, differentiated once in reverse. **Reverse over forward** costs
-about as much as a plain step and a half, where backpropagating through a backward pass costs three to five. G is a mean
-over samples, so a pass for G and a pass for d/dX, each over chunks, give the exact gradient at the memory of one chunk.
+d/dX <G(X), u>: the derivative of the loss along u in theta, differentiated once in reverse. **Reverse over forward**
+costs about as much as a plain step and a half, where backpropagating through a backward pass costs three to five. G is
+a mean over samples, so a pass for G and a pass for d/dX, each over chunks, give the exact gradient at the memory of one
+chunk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ LOSSES = ("ce", "bce")
 def loss_sum(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     """Sum over samples of the loss of logits [n, k] against targets [n, k] (rows that sum to 1).
 
-    `ce` is the cross-entropy of the softmax, `bce` the binary cross-entropy of the logistic, summed over classes (eq. 4).
+    `ce` is the cross-entropy of the softmax, `bce` the binary cross-entropy of the logistic, summed over classes
+    (eq. 4).
     """
     if loss == "ce":
         return -(targets * F.log_softmax(logits, 1)).sum()
@@ -47,7 +49,7 @@ class Derivatives:
         compile: whether `torch.compile` fuses each derivative into one program.
     """
 
-    def __init__(self, network: Network, loss: str = "ce", compile: bool = False) -> None:
+    def __init__(self, network: Network, loss: str = "ce", compile: bool = False) -> None:  # noqa: A002
         if loss not in LOSSES:
             raise InputError(f"unknown loss {loss!r}", f"choose one of {', '.join(LOSSES)}")
         self._network, self._loss, self._compile = network, loss, compile
@@ -66,7 +68,7 @@ class Derivatives:
 
     @cached_property
     def parameter_gradient(self) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """(theta [p], images [n, c, h, w], targets [n, k]) -> gradient of the loss sum [p], features [n, d], loss sum []."""
+        """(theta [p], images, targets [n, k]) -> gradient of the loss sum [p], features [n, d], loss sum []."""
 
         def objective(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = self._network(theta, images)
@@ -81,14 +83,18 @@ class Derivatives:
 
     @cached_property
     def mixed_pullback(self) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """(theta [p], u [p], images, targets, v [n, d]) -> d/dimages of (<d loss sum/d theta, u> + <features, v>), like images."""
+        """(theta [p], u [p], images, targets, v [n, d]) -> d/dimages of <d loss sum/d theta, u> + <features, v>."""
 
         def scalar(images: Tensor, theta: Tensor, direction: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            (features, logits), (_, tangent) = jvp(lambda t: self._network(t, images), (theta,), (direction,))
-            along = (loss_slope(logits, targets, self._loss) * tangent).sum()
-            return along + (features * weights).sum()
+            outputs = jvp(lambda t: self._network(t, images), (theta,), (direction,))
+            (features, logits), (_, tangent) = outputs[0], outputs[1]
+            along: Tensor = (loss_slope(logits, targets, self._loss) * tangent).sum()
+            pulled: Tensor = (features * weights).sum()
+            return along + pulled
 
-        def mixed_pullback(theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        def mixed_pullback(
+            theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor, weights: Tensor
+        ) -> Tensor:
             result: Tensor = grad(scalar)(images, theta, direction, targets, weights)
             return result
 
@@ -99,7 +105,7 @@ class Derivatives:
         """(theta [p], images, v [n, d]) -> d/dimages of <features, v>, like images."""
 
         def feature_pullback(theta: Tensor, images: Tensor, weights: Tensor) -> Tensor:
-            _, pull = vjp(lambda x: self._network(theta, x)[0], images)
+            pull = vjp(lambda x: self._network(theta, x)[0], images)[1]
             result: Tensor = pull(weights)[0]
             return result
 

@@ -1,7 +1,7 @@
 """Scoring a synthetic set: train fresh networks on it by a named protocol and test them on real images (methods.md 4).
 
-The accuracy after the last epoch is the score. The best of a few checks during training is kept beside it and is what it is: a
-maximum over the test set.
+The accuracy after the last epoch is the score. The best of a few checks during training is kept beside it and is what
+it is: a maximum over the test set.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Protocol:
     checks: int = 4
     large: tuple[tuple[int, float], ...] = ((5_000, 0.5), (10_000, 0.3))
 
+    def __post_init__(self) -> None:
+        if self.checks < 1:
+            raise InputError("a protocol needs at least one look at the test set", "give checks=1 or more")
+
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that name everything about the protocol but its name."""
@@ -49,7 +53,8 @@ class Protocol:
         """The protocol cut to `epochs`; its name says so."""
         if epochs == self.recipe.epochs:
             return self
-        return replace(self, name=f"{self.name}@{epochs}", recipe=replace(self.recipe, epochs=epochs))
+        base = self.name.partition("@")[0]
+        return replace(self, name=f"{base}@{epochs}", recipe=replace(self.recipe, epochs=epochs))
 
     def for_images(self, count: int) -> Recipe:
         """The recipe for a set of `count` images."""
@@ -78,7 +83,16 @@ DSA = Protocol("dsa", Recipe(1001, 256, 0.01, 0.9, 5e-4, milestones=(0.502,), ga
 IDC = Protocol(
     "idc",
     Recipe(
-        1000, 64, 0.01, 0.9, 5e-4, milestones=(2 / 3, 5 / 6), gamma=0.2, mode="sequence", cutmix=0.5, augmentation="color_crop_flip_scale_rotate"
+        1000,
+        64,
+        0.01,
+        0.9,
+        5e-4,
+        milestones=(2 / 3, 5 / 6),
+        gamma=0.2,
+        mode="sequence",
+        cutmix=0.5,
+        augmentation="color_crop_flip_scale_rotate",
     ),
 )
 
@@ -115,7 +129,15 @@ class Evaluator:
     """
 
     def __init__(
-        self, network: Network, protocol: Protocol, data: Dataset, images: Tensor, labels: Tensor, device: torch.device, chunk: int, compile: bool
+        self,
+        network: Network,
+        protocol: Protocol,
+        data: Dataset,
+        images: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        chunk: int,
+        compile: bool,  # noqa: A002
     ) -> None:
         self.protocol, self.data, self.chunk = protocol, data, chunk
         self.images, self.labels = images.to(device), labels.to(device)

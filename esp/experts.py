@@ -44,8 +44,11 @@ class Plan:
             raise InputError(f"dtype {self.dtype} cannot store snapshots", f"choose one of {', '.join(DTYPES)}")
 
     def describe(self) -> dict[str, Any]:
-        """The plan as JSON."""
-        return {"network": self.network.spec, "recipe": asdict(self.recipe), "seed": self.seed, "dtype": self.dtype}
+        """The plan as JSON, equal to what a file gives back."""
+        recipe = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()
+        }
+        return {"network": self.network.spec, "recipe": recipe, "seed": self.seed, "dtype": self.dtype}
 
     @property
     def hash(self) -> str:
@@ -64,7 +67,7 @@ def build(
     data: Dataset,
     folder: Path,
     device: torch.device,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002
     save_every: float = 60.0,
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> Path:
@@ -81,6 +84,7 @@ def build(
     """
     path, partial = folder / f"expert-{number:04d}.safetensors", folder / f"expert-{number:04d}.partial"
     if path.exists():
+        _require_same(path, artifact.read_meta(path)[0], plan, data)
         return path
     key = Key(plan.seed).fold("expert", number)
     trainer = Trainer(plan.network, plan.recipe, data.flips, device, compile)
@@ -118,23 +122,26 @@ class _Log:
         if not partial.exists():
             return None
         found = artifact.load(partial)
-        if found.meta["plan"] != plan.describe() or found.meta["fingerprint"] != data.fingerprint:
-            raise MismatchError(f"{partial} was begun with another plan or data set", "remove it to begin anew")
+        _require_same(partial, found.meta, plan, data)
         return cls(list(found.tensors["theta"].clone()), found.tensors["velocity"].clone(), found.meta["curve"])
 
     def last(self, device: torch.device) -> Snapshot:
         return Snapshot(len(self.rows) - 1, self.rows[-1].to(device), self.velocity.to(device), None)
 
     def add(self, snapshot: Snapshot, data: Dataset, plan: Plan) -> None:
-        # On a CPU the trainer's vector may be reused: a snapshot is a copy, or all of them would end up equal.
-        self.rows.append(snapshot.theta.detach().cpu().clone())
-        self.velocity = snapshot.velocity
+        # Tested first: an interrupt during the test must not leave a snapshot without its point on the curve.
         count = len(data.test_images) if snapshot.epoch == plan.recipe.epochs else CURVE_IMAGES
-        accuracy = _test(plan.network, snapshot.theta, data, count)
-        self.curve.append({"epoch": snapshot.epoch, "loss": snapshot.loss, "accuracy": accuracy})
+        point = {
+            "epoch": snapshot.epoch,
+            "loss": snapshot.loss,
+            "accuracy": _test(plan.network, snapshot.theta, data, count),
+        }
+        # On a CPU the trainer's vector may be reused: a snapshot is a copy, or all of them would end up equal.
+        row = snapshot.theta.detach().cpu().clone()
+        self.rows, self.velocity, self.curve = [*self.rows, row], snapshot.velocity, [*self.curve, point]
 
     def save(self, partial: Path, plan: Plan, data: Dataset) -> None:
-        meta = {"kind": "partial", "plan": plan.describe(), "fingerprint": data.fingerprint, "curve": self.curve}
+        meta = {"kind": "partial", "fingerprint": data.fingerprint, "curve": self.curve, **plan.describe()}
         artifact.save(partial, {"theta": torch.stack(self.rows), "velocity": self.velocity}, meta)
 
     def finish(self, path: Path, plan: Plan, number: int, data: Dataset) -> None:
@@ -150,6 +157,13 @@ class _Log:
             **plan.describe(),
         }
         artifact.save(path, {"theta": torch.stack(self.rows).to(DTYPES[plan.dtype])}, meta, by_row=["theta"])
+
+
+def _require_same(path: Path, meta: dict[str, Any], plan: Plan, data: Dataset) -> None:
+    """Refuse to go on from, or to pass for the result, what another plan or data set made."""
+    wanted = {"fingerprint": data.fingerprint, **plan.describe()}
+    if any(meta.get(name) != value for name, value in wanted.items()):
+        raise MismatchError(f"{path} was made with another plan or data set", "remove it, or choose another folder")
 
 
 def _test(network: Network, theta: Tensor, data: Dataset, count: int) -> float:

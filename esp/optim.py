@@ -31,7 +31,11 @@ def start_adam(parameters: Mapping[str, Tensor]) -> Tensors:
 
 
 def adam(
-    parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Mapping[str, float], step: int
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    rates: Mapping[str, float],
+    step: int,
 ) -> tuple[Tensors, Tensors]:
     """One Adam step (betas 0.9 and 0.999, epsilon 1e-8) with a learning rate for each tensor; `step` counts from 0.
 

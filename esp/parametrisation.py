@@ -1,8 +1,8 @@
 """How a synthetic set is stored, what it decodes to, and what it costs (methods.md 13).
 
-A synthetic set is a number of stored *units* for each class: an image, or a latent code. Each unit decodes to `multiplicity` images, in
-the order class, unit, decoder. Everything that is needed to decode counts against the budget of classes x ipc x channels x
-height x width numbers, the size of `ipc` plain images for each class.
+A synthetic set is a number of stored *units* for each class: an image, or a latent code. Each unit decodes to
+`multiplicity` images, in the order class, unit, decoder. Everything that is needed to decode counts against the budget
+of classes x ipc x channels x height x width numbers, the size of `ipc` plain images for each class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -74,23 +75,28 @@ class Pixels:
 
     @property
     def units(self) -> int:
+        """Images stored for each class."""
         return self.frame.ipc
 
     @property
     def multiplicity(self) -> int:
+        """An image is one image."""
         return 1
 
     @property
     def stored(self) -> int:
+        """The whole budget."""
         return self.frame.budget
 
     def init(self, key: Key, real: Callable[[], Tensor] | None) -> Tensors:
+        """Standard normal noise, or the real images."""
         if real is not None:
             return {"pixels": real().clone()}
         size = (self.frame.classes * self.frame.ipc, *self.frame.shape)
         return {"pixels": torch.randn(size, generator=key.generator())}
 
     def decode(self, parameters: Tensors, first: int, last: int) -> Tensor:
+        """The images `first:last`."""
         return parameters["pixels"][first:last]
 
 
@@ -98,10 +104,10 @@ class Pixels:
 class Latent:
     """Latent codes of every class and a few small decoders that all classes share (methods.md 13.4).
 
-    `codes` [classes * units, code, h/8, w/8] are decoded by each of `decoders` stacks of three transposed convolutions (kernel 4,
-    stride 2, padding 1, ReLU between them) with `hidden` channels. Sides that 8 does not divide are decoded larger and cropped.
-    Options left at 0 are solved: the largest decoders of a ladder that take at most two fifths of the budget, and as many codes as the
-    rest holds.
+    `codes` [classes * units, code, h/8, w/8] are decoded by each of `decoders` stacks of three transposed convolutions
+    (kernel 4, stride 2, padding 1, ReLU between them) with `hidden` channels. Sides that 8 does not divide are decoded
+    larger and cropped. Options left at 0 are solved: the largest decoders of a ladder that take at most two fifths of
+    the budget, and as many codes as the rest holds.
     """
 
     frame: Frame
@@ -111,14 +117,21 @@ class Latent:
 
     def __post_init__(self) -> None:
         if min(self.code, self.decoders, *self.hidden) < 0:
-            raise InputError("a latent set needs positive numbers of channels and decoders", "give 0 to have them solved")
+            raise InputError(
+                "a latent set needs positive numbers of channels and decoders", "give 0 to have them solved"
+            )
+        if len(self.hidden) != STAGES - 1 or any(self.hidden) != all(self.hidden):
+            raise InputError(
+                f"hidden={self.hidden} does not name the channels between {STAGES} stages",
+                "write two, such as hidden=12-8",
+            )
         if not (self.code and all(self.hidden) and self.decoders):
             for name, value in zip(("code", "hidden", "decoders"), _solve(self), strict=True):
                 object.__setattr__(self, name, value)
         if self.units < 1:
             raise BudgetError(
-                f"{self.frame.budget} numbers cannot hold {self.decoders} decoders of {self.decoder_numbers} numbers and one code of "
-                f"{self.code_numbers} for each of {self.frame.classes} classes",
+                f"{self.frame.budget} numbers cannot hold {self.decoders} decoders of {self.decoder_numbers} numbers "
+                f"and one code of {self.code_numbers} for each of {self.frame.classes} classes",
                 "give more images per class, or fewer or narrower decoders, or use pixels",
             )
 
@@ -137,18 +150,21 @@ class Latent:
     def decoder_numbers(self) -> int:
         """Weights and biases of one decoder."""
         channels = self._channels
-        return sum(16 * a * b + b for a, b in zip(channels[:-1], channels[1:], strict=True))
+        return sum(16 * a * b + b for a, b in pairwise(channels))
 
     @property
     def units(self) -> int:
+        """Codes stored for each class: as many as fit beside the decoders."""
         return (self.frame.budget - self.decoders * self.decoder_numbers) // (self.frame.classes * self.code_numbers)
 
     @property
     def multiplicity(self) -> int:
+        """Every decoder makes one image of a code."""
         return self.decoders
 
     @property
     def stored(self) -> int:
+        """Codes, and the weights and biases of the decoders."""
         return self.frame.classes * self.units * self.code_numbers + self.decoders * self.decoder_numbers
 
     @property
@@ -162,13 +178,14 @@ class Latent:
         size = (self.frame.classes * self.units, *self.code_shape)
         tensors = {"codes": torch.randn(size, generator=key.fold("codes").generator())}
         generator = key.fold("decoders").generator()
-        for stage, (a, b) in enumerate(zip(self._channels[:-1], self._channels[1:], strict=True)):
+        for stage, (a, b) in enumerate(pairwise(self._channels)):
             bound = 1 / math.sqrt(b * 16)
             for name, shape in (("weight", (self.decoders, a, b, 4, 4)), ("bias", (self.decoders, b))):
                 tensors[f"decoders.{stage}.{name}"] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
         return tensors
 
     def decode(self, parameters: Tensors, first: int, last: int) -> Tensor:
+        """Images [(last - first) * decoders, c, h, w] of the codes `first:last`, all decoders at once."""
         codes = parameters["codes"][first:last]
         x = codes.repeat(1, self.decoders, 1, 1)
         for stage in range(STAGES):
@@ -180,7 +197,7 @@ class Latent:
         return x[:, :, top : top + height, left : left + width].reshape(-1, channels, height, width)
 
 
-# (code channels, hidden channels, decoders), largest first; the rungs of each code width belong to a range of images per class.
+# code channels -> (hidden channels, decoders), largest first; each code width belongs to a range of images per class.
 _LADDER: dict[int, list[tuple[tuple[int, int], int]]] = {
     64: [((32, 16), 6)],
     32: [((32, 16), 6), ((16, 12), 6)],
@@ -194,7 +211,7 @@ _SHARE = 0.4  # of the budget, at most, for decoders
 
 
 def _solve(latent: Latent) -> tuple[int, tuple[int, int], int]:
-    """Code channels, hidden channels and number of decoders: given options are kept, the others taken from the ladder."""
+    """Code channels, hidden channels and number of decoders: given options are kept, the others are the ladder's."""
     widest = 12 if latent.frame.ipc < 5 else 32 if latent.frame.ipc < 25 else 64
     for code, rungs in _LADDER.items():
         if code > widest and not latent.code:
@@ -204,14 +221,15 @@ def _solve(latent: Latent) -> tuple[int, tuple[int, int], int]:
             if _fits(latent.frame, *trial):
                 return trial
     raise BudgetError(
-        f"{latent.frame.budget} numbers are too few for any decoder and one code for each of {latent.frame.classes} classes",
+        f"{latent.frame.budget} numbers are too few for any decoder and one code for each of "
+        f"{latent.frame.classes} classes",
         "give more images per class, or use pixels",
     )
 
 
 def _fits(frame: Frame, code: int, hidden: tuple[int, int], decoders: int) -> bool:
     channels = (code, *hidden, frame.shape[0])
-    weights = decoders * sum(16 * a * b + b for a, b in zip(channels[:-1], channels[1:], strict=True))
+    weights = decoders * sum(16 * a * b + b for a, b in pairwise(channels))
     code_numbers = code * math.prod(-(-side // 2**STAGES) for side in frame.shape[1:])
     return weights <= _SHARE * frame.budget and weights + frame.classes * code_numbers <= frame.budget
 
@@ -229,7 +247,10 @@ def build(name: str, frame: Frame, options: dict[str, Any] | None = None) -> Par
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
     made: Parametrisation = resolve(PARAMETRISATIONS, "parametrisation", name)(frame, **values)
     if made.stored > frame.budget:
-        raise BudgetError(f"{made.stored} stored numbers exceed the budget of {frame.budget}", "give more images per class or a smaller set")
+        raise BudgetError(
+            f"{made.stored} stored numbers exceed the budget of {frame.budget}",
+            "give more images per class or a smaller set",
+        )
     return made
 
 

@@ -32,8 +32,10 @@ def resolve(table: Mapping[str, str], kind: str, name: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{kind} {name!r} cannot be loaded: {error}", "check the module path and the attribute name") from error
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{kind} {name!r} cannot be loaded: {error}", "check the module path and the attribute name"
+        ) from error
 
 
 def parse_spec(table: Mapping[str, str], kind: str, spec: str, given: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -56,10 +58,8 @@ def parse_spec(table: Mapping[str, str], kind: str, spec: str, given: tuple[str,
         key, _, text = item.partition("=")
         if key not in known:
             raise UnknownNameError(f"option of {kind} {name}", key, known)
-        value = _typed(text, known[key], f"{key}={text} of {kind} {name}")
-        if value != known[key]:
-            options[key] = value
-    return name, options
+        options[key] = _typed(text, known[key], f"{key}={text} of {kind} {name}")
+    return name, {key: value for key, value in options.items() if value != known[key]}
 
 
 def _typed(text: str, default: Any, what: str) -> Any:
@@ -67,4 +67,6 @@ def _typed(text: str, default: Any, what: str) -> Any:
     try:
         return tuple(int(part) for part in text.split("-")) if isinstance(default, tuple) else type(default)(text)
     except ValueError as error:
-        raise InputError(f"{what} is not a valid {type(default).__name__}", f"write it like the default, {default}") from error
+        raise InputError(
+            f"{what} is not a valid {type(default).__name__}", f"write it like the default, {default}"
+        ) from error

@@ -45,8 +45,8 @@ class Subspace:
 def span(snapshots: Tensor) -> Subspace:
     """The linear span of snapshots [T+1, p], by Gram-Schmidt carried out twice in float64.
 
-    Snapshots of one trajectory are nearly parallel, so the basis is made from the first one and the successive differences:
-    the same span, far better conditioned. Dependent directions are dropped.
+    Snapshots of one trajectory are nearly parallel, so the basis is made from the first one and the successive
+    differences: the same span, far better conditioned. Dependent directions are dropped.
 
     Raises:
         InputError: no direction is left (all weights are zero or not finite).

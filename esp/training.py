@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 from esp import augment
-from esp.derivatives import loss_sum
+from esp.derivatives import LOSSES, loss_sum
 from esp.errors import DivergedError, InputError
 from esp.networks.flat import Network
 from esp.rng import Key
@@ -54,6 +54,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.lr <= 0:
             raise InputError("a training recipe needs epochs, batch and lr above zero", "give positive numbers")
+        if self.mode not in ("single", "sequence") or self.loss not in LOSSES:
+            raise InputError(
+                f"mode={self.mode} with loss={self.loss} is no training recipe",
+                f"choose single or sequence, and one of {', '.join(LOSSES)}",
+            )
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of epoch 0, 1, ..."""
@@ -67,7 +72,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after an epoch: number of epochs done, weights [p], velocity [p], mean loss of the epoch (None before the first)."""
+    """After an epoch: number of epochs done, weights [p], velocity [p], mean loss of it (None before the first)."""
 
     epoch: int
     theta: Tensor
@@ -86,7 +91,14 @@ class Trainer:
         compile: whether to fuse the step with `torch.compile`.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, flips: bool, device: torch.device, compile: bool = False) -> None:
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        flips: bool,
+        device: torch.device,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
         self.network, self.recipe, self.device, self._compile = network, recipe, device, compile
         self._operations = augment.parse(recipe.augmentation, flips)
 
@@ -129,14 +141,16 @@ class Trainer:
             here = key.fold("epoch", epoch)
             total = torch.zeros((), device=self.device)
             order = torch.randperm(len(images), generator=here.fold("order").generator()).to(images.device)
-            for number, rows in enumerate(order.split(self.recipe.batch)):
+            for number, rows in enumerate(torch.split(order, self.recipe.batch)):
                 batch, targets = self._batch(images[rows], labels[rows], prepare, here.fold("batch", number))
                 slope, loss = self._gradient(theta, batch, targets)
                 total += loss * len(rows)
                 theta, velocity = self._step(theta, velocity, slope, self.recipe.lr_at(epoch))
             mean = float(total) / len(images)
             if not math.isfinite(mean):
-                raise DivergedError(f"training diverged in epoch {epoch + 1}: the loss is {mean}", "lower the learning rate")
+                raise DivergedError(
+                    f"training diverged in epoch {epoch + 1}: the loss is {mean}", "lower the learning rate"
+                )
             yield Snapshot(epoch + 1, theta, velocity, mean)
 
     def _step(self, theta: Tensor, velocity: Tensor, slope: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -158,7 +172,7 @@ class Trainer:
 
 
 def cutmix(images: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix with Beta(1, 1) (Yun et al., 2019; methods.md appendix C): a box from another image of the batch, the same box for all.
+    """CutMix with Beta(1, 1) (Yun et al., 2019): the same box for all images, filled from other images of the batch.
 
     Args:
         images: [n, c, h, w].
@@ -187,7 +201,7 @@ def accuracy(
     """Fraction of images [n, c, h, w] that the network at theta [p] classifies correctly."""
     right = torch.zeros((), dtype=torch.int64, device=theta.device)
     with torch.no_grad():
-        for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
+        for x, y in zip(torch.split(images, chunk), torch.split(labels, chunk), strict=True):
             _, logits = network(theta, prepare(x.to(theta.device)))
             right += (logits.argmax(1) == y.to(theta.device)).sum()
     return int(right) / len(images)

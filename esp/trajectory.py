@@ -1,7 +1,7 @@
 """Expert trajectories on disk: one safetensors file each, `theta` [epochs + 1, p], a snapshot per row (ESP 3.1).
 
-Rows are digested one by one, so a segment is read as one slice of the file, verified, and nothing else is touched: a store
-of a thousand experts costs no memory.
+Rows are digested one by one, so a segment is read as one slice of the file, verified, and nothing else is touched: a
+store of a thousand experts costs no memory.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Experts:
     """Trajectories of one network on one data set, and the subspaces of their segments."""
 
     trajectories: tuple[Trajectory, ...]
-    _cache: dict[tuple[int, int, int, str], tuple[Tensor, Subspace]] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[tuple[int, int, int, str], tuple[Tensor, Subspace]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def require(self, network: str, fingerprint: str, length: int) -> None:
         """Check that every trajectory is of `network` and of the data with `fingerprint` and has `length` epochs.
@@ -83,7 +85,8 @@ class Experts:
             for name, wanted in (("network", network), ("fingerprint", fingerprint)):
                 if trajectory.meta[name] != wanted:
                     raise MismatchError(
-                        f"{trajectory.path} has {name} {trajectory.meta[name]}, not {wanted}", "build experts for this data set and network"
+                        f"{trajectory.path} has {name} {trajectory.meta[name]}, not {wanted}",
+                        "build experts for this data set and network",
                     )
             if trajectory.epochs < length:
                 raise InputError(
@@ -114,7 +117,9 @@ def complaints(meta: dict[str, Any], classes: int) -> list[str]:
     if accuracies[-1] < min(2 / classes, (1 + 1 / classes) / 2):
         found.append(f"test accuracy {accuracies[-1]:.1%} is close to chance: train longer or raise the learning rate")
     if max(accuracies) - accuracies[-1] > 0.1:
-        found.append(f"test accuracy fell by {max(accuracies) - accuracies[-1]:.1%} from its best: lower the learning rate")
+        found.append(
+            f"test accuracy fell by {max(accuracies) - accuracies[-1]:.1%} from its best: lower the learning rate"
+        )
     if losses and losses[-1] > losses[0]:
         found.append("the training loss rose: lower the learning rate")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,19 +18,19 @@ from esp.rng import Key
 
 @dataclass(frozen=True)
 class View:
-    """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks of whole units."""
+    """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks."""
 
     task: Task
     parameters: Tensors
     draw: augment.Draw
 
     def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Units and images of each chunk, sizes as equal as can be, none above `task.chunk` images unless one unit is."""
+        """Units and images of each chunk: of nearly equal size, none above `task.chunk` images unless one unit is."""
         made = self.task.parametrisation
         total, each = made.frame.classes * made.units, made.multiplicity
         count = -(-total // max(1, self.task.chunk // each))
         edges = [round(i * total / count) for i in range(count + 1)]
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges):
             yield slice(first, last), slice(first * each, last * each)
 
     def images(self, units: slice, rows: slice, parameters: Tensors | None = None) -> Tensor:
@@ -49,7 +50,9 @@ class View:
         total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         for units, rows in self.chunks():
             images = self.images(units, rows, leaves)
-            slopes = torch.autograd.grad(images, list(leaves.values()), cotangent(images.detach(), rows), allow_unused=True)
+            slopes = torch.autograd.grad(
+                images, list(leaves.values()), cotangent(images.detach(), rows), allow_unused=True
+            )
             for name, slope in zip(leaves, slopes, strict=True):
                 if slope is not None:
                     total[name] += slope
@@ -64,8 +67,8 @@ class Cotangent:
         view: the synthetic set.
         theta: weights [p] of the network that looks.
         pull: [classes, d], derivative of the objective in the class means.
-        direction: [p], derivative of the objective in the parameter gradient, or None where it does not depend on it: then one
-            plain reverse pass does, else reverse over forward.
+        direction: [p], derivative of the objective in the parameter gradient, or None where it does not depend on it:
+            then one plain reverse pass does, else reverse over forward.
         loss: the loss of that parameter gradient.
     """
 
@@ -100,9 +103,16 @@ def real_means(task: Task, theta: Tensor, classes: list[int], count: int, draw: 
     with torch.no_grad():
         features = [
             task.derivatives().features(theta, augment.apply(draw, x, y))
-            for x, y in zip(images.split(task.chunk), labels.split(task.chunk), strict=True)
+            for x, y in zip(torch.split(images, task.chunk), torch.split(labels, task.chunk), strict=True)
         ]
     return class_means(torch.cat(features), labels, task.data.num_classes)
+
+
+def require_choices(method: object, **known: tuple[str, ...]) -> None:
+    """Raise `UnknownNameError` where an option of a method has none of its known values."""
+    for option, values in known.items():
+        if getattr(method, option) not in values:
+            raise UnknownNameError(option, str(getattr(method, option)), values)
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ class Rates:
         return prefixed("optimiser", start_adam(parameters) if self.optimiser == "adam" else start_sgd(parameters))
 
     def update(self, state: Tensors, gradients: Tensors, factor: float) -> Tensors:
-        """`state` after one step on its `set.` entries with every rate multiplied by `factor`; `step` goes up by one."""
+        """`state` after a step on its `set.` entries with every rate multiplied by `factor`; `step` goes up by one."""
         parameters, memory, step = below("set", state), below("optimiser", state), int(state["step"])
         rates = {name: factor * getattr(self, name.split(".")[0]) for name in parameters}
         if self.optimiser == "adam":

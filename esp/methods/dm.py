@@ -10,7 +10,8 @@ from torch import Tensor
 
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
-from esp.methods._matching import Cotangent, Rates, View, class_means, real_means
+from esp.errors import InputError
+from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices
 from esp.parametrisation import Pixels
 from esp.rng import Key
 
@@ -19,9 +20,9 @@ from esp.rng import Key
 class DM:
     """Match the class means of features of networks that are freshly initialised at every step.
 
-    Loss: sum over classes of the squared distance of class-mean features, summed over features. The learning rate 1.0 belongs to that
-    sum. On pixels the optimiser is SGD with momentum, as published; on latent codes it is Adam with linear decay (the form that
-    KFS gives it).
+    Loss: sum over classes of the squared distance of class-mean features, summed over features. The learning rate 1.0
+    belongs to that sum. On pixels the optimiser is SGD with momentum, as published; on latent codes it is Adam with
+    linear decay (the form that KFS gives it).
     """
 
     steps: int = 20_000
@@ -40,7 +41,11 @@ class DM:
         return Rates(optimiser, self.lr_pixels, self.lr_codes, self.lr_decoders, self.momentum)
 
     def check(self, task: Task) -> None:
+        """Refuse options that make no sense."""
         task.operations(self.augmentation)
+        require_choices(self, start=("auto", "real", "noise"))
+        if self.real_batch < 1:
+            raise InputError("DM needs a real_batch of at least 1", "correct the --set options")
 
     def init(self, task: Task, key: Key) -> State:
         """From real images where the parametrisation can hold them, from noise where not."""
@@ -49,6 +54,7 @@ class DM:
         return {**state, **self._rates(task).start(synthetic_parameters(state))}
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
+        """One synthetic update against a fresh network."""
         here = key.fold("step", int(state["step"]))
         theta = task.network.init(here.fold("network")).to(task.device)
         classes = task.data.num_classes

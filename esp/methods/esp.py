@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
+from esp.derivatives import LOSSES
 from esp.errors import InputError
-from esp.methods._matching import Cotangent, Rates, View, class_means, real_means
+from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices
 from esp.rng import Key
 from esp.subspace import Subspace
 
@@ -29,9 +30,11 @@ class ESP:
         segment: T, epochs between the first and last snapshot that span the subspace (eq. 2).
         restart: student steps before a new expert and start epoch are drawn.
         start_min, start_max: range of start epochs, both included.
-        proj_norm: L_Proj of the residual r of the gradient G: |r|_1 (eq. 7), |r|_2, |r|_2^2, or the scale-free |r|_2 / |G|_2.
+        proj_norm: L_Proj of the residual r of the gradient G: |r|_1 (eq. 7), |r|_2, |r|_2^2, or the scale-free
+            |r|_2 / |G|_2.
         dm_reduction: whether L_DM sums or averages over the features; beta means something else in each.
-        inner_loss: loss whose gradient is projected (eq. 4): `bce` summed over classes, or `ce`; a mean over samples either way.
+        inner_loss: loss whose gradient is projected (eq. 4): `bce` summed over classes, or `ce`; a mean over samples
+            either way.
         inner_step: whether the student moves by the projected gradient (eq. 6) or by the plain one.
         lr_network: alpha, the student's learning rate.
         lr_codes, lr_decoders, lr_pixels: Adam's learning rates at the start; they fall linearly to zero.
@@ -68,23 +71,40 @@ class ESP:
         return Rates("adam", self.lr_pixels, self.lr_codes, self.lr_decoders)
 
     def check(self, task: Task) -> None:
+        """Refuse options that make no sense, and experts that are missing, too short or of something else."""
         task.operations(self.augmentation)
+        require_choices(
+            self,
+            proj_norm=get_args(ProjNorm),
+            dm_reduction=("sum", "mean"),
+            inner_loss=LOSSES,
+            inner_step=("projected", "plain"),
+            start=("noise", "real"),
+        )
+        if self.real_batch < 1:
+            raise InputError("ESP needs a real_batch of at least 1", "correct the --set options")
         if task.experts is None or not task.experts.trajectories:
             raise InputError("ESP needs expert trajectories", "build them with espctl experts build")
         if self.restart < 1 or self.segment < 1 or not 0 <= self.start_min <= self.start_max:
-            raise InputError("ESP needs restart and segment of at least 1 and 0 <= start_min <= start_max", "correct the --set options")
+            raise InputError(
+                "ESP needs restart and segment of at least 1 and 0 <= start_min <= start_max",
+                "correct the --set options",
+            )
         task.experts.require(task.network.spec, task.data.fingerprint, self.segment)
         if self.start_max + self.segment > task.experts.epochs:
             raise InputError(
-                f"start_max={self.start_max} plus segment={self.segment} is more than the {task.experts.epochs} epochs of the experts",
+                f"start_max={self.start_max} plus segment={self.segment} is more than the {task.experts.epochs} epochs "
+                "of the experts",
                 f"use --set start_max={max(0, task.experts.epochs - self.segment)}, or build longer experts",
             )
 
     def init(self, task: Task, key: Key) -> State:
+        """The synthetic set and its optimiser; the student begins with the first step."""
         state = task.start(self.start, key)
         return {**state, **self._rates.start(synthetic_parameters(state))}
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
+        """One synthetic update (eq. 10) and one step of the student (eq. 6), both at the same weights."""
         done = int(state["step"])
         here = key.fold("step", done)
         first, space = self._segment(task, key.fold("segment", done // self.restart))
@@ -121,12 +141,14 @@ class ESP:
         return space.coordinates(first) if self.inner_step == "projected" else first
 
     def _look(self, view: View, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient G [p] of the mean loss on the whole set (eq. 4), and class-mean features [C, d], from one primal pass."""
+        """Gradient G [p] of the mean loss on the whole set (eq. 4), and class-mean features [C, d], in one pass."""
         task = view.task
         gradient, features = torch.zeros_like(theta), []
         with torch.no_grad():
             for units, rows in view.chunks():
-                slope, f, _ = task.derivatives(self.inner_loss).parameter_gradient(theta, view.images(units, rows), view.targets(rows))
+                slope, f, _ = task.derivatives(self.inner_loss).parameter_gradient(
+                    theta, view.images(units, rows), view.targets(rows)
+                )
                 gradient += slope
                 features.append(f)
         return gradient / len(task.labels), class_means(torch.cat(features), task.labels, task.data.num_classes)
@@ -148,7 +170,7 @@ class ESP:
 
 
 def proj_loss(gradient: Tensor, residual: Tensor, space: Subspace, norm: ProjNorm) -> tuple[Tensor, Tensor]:
-    """L_Proj [] of G [p] with residual r [p], and u = dL_Proj/dG [p], which lies outside the subspace but for `relative`.
+    """L_Proj [] of G [p] with residual r [p], and u = dL_Proj/dG [p], outside the subspace but for `relative`.
 
     l1: u = (I - EE') sign(r); l2: r/|r|; l2sq: 2r; relative: r/(|r||G|) - |r| G/|G|^3.
     """

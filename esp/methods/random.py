@@ -20,11 +20,16 @@ class Random:
     needs_experts: ClassVar[bool] = False
 
     def check(self, task: Task) -> None:
+        """Refuse what cannot hold real images."""
         if not isinstance(task.parametrisation, Pixels):
-            raise InputError("random selection stores real images, which only pixels can hold", "use --parametrisation pixels")
+            raise InputError(
+                "random selection stores real images, which only pixels can hold", "use --parametrisation pixels"
+            )
 
     def init(self, task: Task, key: Key) -> State:
+        """The selection."""
         return task.start("real", key)
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
+        """Never called."""
         raise AssertionError("a selection has no steps")

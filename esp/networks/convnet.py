@@ -17,8 +17,8 @@ NORMS = ("instance", "group", "none")
 class Norm(nn.Module):
     """Instance or group normalisation with a scale and a shift for each channel.
 
-    Eager code takes torch's fused kernel. Under the compiler it is written with means: that fuses as well, and the forward-mode
-    derivative of `F.group_norm` would stay slow there.
+    Eager code takes torch's fused kernel. Under the compiler it is written with means: that fuses as well, and the
+    forward-mode derivative of `F.group_norm` would stay slow there.
     """
 
     def __init__(self, channels: int, groups: int, eps: float = 1e-5) -> None:
@@ -28,6 +28,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, c, h, w] to [n, c, h, w]."""
         if not torch.compiler.is_compiling():
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         n, c, h, w = x.shape
@@ -38,7 +39,7 @@ class Norm(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """See the module; `forward` maps [n, c, h, w] to features [n, width * h/2^depth * w/2^depth] and logits [n, classes]."""
+    """See the module: [n, c, h, w] to features [n, width * h/2^depth * w/2^depth] and logits [n, classes]."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, depth: int, width: int, norm: str) -> None:
         super().__init__()
@@ -54,13 +55,16 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(width * height * side, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of normalised images."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.avg_pool2d(F.relu(norm(conv(x))), 2)
         features = x.flatten(1)
         return features, self.head(features)
 
 
-def convnet(shape: tuple[int, int, int], classes: int, depth: int = 3, width: int = 128, norm: str = "instance") -> nn.Module:
+def convnet(
+    shape: tuple[int, int, int], classes: int, depth: int = 3, width: int = 128, norm: str = "instance"
+) -> nn.Module:
     """A ConvNet for images of `shape` (channels, height, width).
 
     Raises:
@@ -74,7 +78,8 @@ def convnet(shape: tuple[int, int, int], classes: int, depth: int = 3, width: in
         raise InputError(f"width={width} does not divide into groups of 32 channels", "choose a multiple of 32")
     if min(shape[1:]) < 2**depth:
         raise InputError(
-            f"images of {shape[1]}x{shape[2]} are too small for {depth} poolings", f"use a depth of at most {min(shape[1:]).bit_length() - 1}"
+            f"images of {shape[1]}x{shape[2]} are too small for {depth} poolings",
+            f"use a depth of at most {min(shape[1:]).bit_length() - 1}",
         )
     return ConvNet(shape, classes, depth, width, norm)
 

@@ -76,14 +76,14 @@ class Network:
     def init(self, key: Key) -> Tensor:
         """Fresh weights theta [p] by the modules' own initialisation; the global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.integer())
+            torch.default_generator.manual_seed(key.integer())  # torch.manual_seed would reach CUDA as well
             module = self._make()
         return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
     def tensors(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of theta [p] as the named parameters."""
         sizes = [shape.numel() for shape in self._shapes.values()]
-        parts = theta.split(sizes)
+        parts = torch.split(theta, sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def __call__(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,14 +19,24 @@ def condense(
     method: options.Method = None,
     network: options.Network = None,
     parametrisation: Annotated[
-        str | None, typer.Option("--parametrisation", "-P", metavar="SPEC", help="pixels, or latent[,decoders=4,...]; default: the method's.")
+        str | None,
+        typer.Option(
+            "--parametrisation", "-P", metavar="SPEC", help="pixels, or latent[,decoders=4,...]; default: the method's."
+        ),
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")
+    ] = None,
     seed: options.Seed = None,
-    experts: Annotated[str | None, typer.Option("--experts", metavar="STORE", help="Store of experts, when several fit.")] = None,
+    experts: Annotated[
+        str | None, typer.Option("--experts", metavar="STORE", help="Store of experts, when several fit.")
+    ] = None,
     expert_count: Annotated[int | None, typer.Option("--expert-count", min=1, help="Use only so many of them.")] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run)
+        str | None,
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")] = False,
     device: options.Device = None,
@@ -40,7 +50,7 @@ def condense(
 ) -> None:
     """Condense a data set and store the result as a run.
 
-    Options of a method are given by --set, for example --set steps=2000 --set beta=1e-4; a wrong one names what there is.
+    Options of a method are given by --set, for example --set steps=2000 --set beta=1e-4.
     """
     from espctl.errors import UsageError
     from espctl.services import condense as service
@@ -61,8 +71,12 @@ def condense(
         _carry_out(project, run, steps, lambda on_progress: service.resume(project, run, on_progress))
         return
     if dataset is None or ipc is None:
-        raise UsageError("condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN")
-    request = service.Request(dataset, ipc, options.pairs(set_ or []), parametrisation or "", experts or "", expert_count or 0)
+        raise UsageError(
+            "condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN"
+        )
+    request = service.Request(
+        dataset, ipc, options.pairs(set_ or []), parametrisation or "", experts or "", expert_count or 0
+    )
     prepared = service.prepare(project, request)
     known = service.existing(project, prepared.key)
     if known and not again:
@@ -77,7 +91,10 @@ def _known(project: Any, run: Any) -> None:
     from espctl.errors import RunError
 
     if run.state != "finished":
-        raise RunError(f"the run {run.id} of this request is {run.state}", f"go on: espctl condense --resume {run.id}; or start afresh with --again")
+        raise RunError(
+            f"the run {run.id} of this request is {run.state}",
+            f"go on: espctl condense --resume {run.id}; or start afresh with --again",
+        )
     render.note(f"{run.id} has done exactly this already; --again repeats it", project.settings.output.quiet)
     _show(project, run)
 

@@ -14,8 +14,12 @@ def evaluate(
     protocol: options.Protocol = None,
     network: options.Network = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Networks to train, seeds 0, 1, ...")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")] = None,
-    baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help="Score random selection of equal size too.")] = True,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Score random selection of equal size too.")
+    ] = True,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")] = 1,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -26,7 +30,7 @@ def evaluate(
 ) -> None:
     """Train fresh networks on a run's synthetic set and test them on real images.
 
-    The score is the accuracy after the last epoch. The best check on the test set is shown beside it, and is a maximum over the test set.
+    The score is the accuracy after the last epoch. The best check, a maximum over the test set, is shown beside it.
     """
     from espctl import render
     from espctl.services import evaluate as service
@@ -57,6 +61,7 @@ def evaluate(
         return
     columns = ("run", "network", "protocol", "accuracy % (last epoch)", "n", "best check on the test set %")
     rows = [
-        (s.run, s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in found
+        (s.run, s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd))
+        for s in found
     ]
     render.table(columns, rows)

@@ -59,7 +59,9 @@ def build(
 
         def on_event(event: dict[str, Any]) -> None:
             epochs_done[event["number"]] = event["epoch"]
-            progress.update(sum(epochs_done.values()), expert=event["number"], loss=event["loss"], accuracy=event["accuracy"])
+            progress.update(
+                sum(epochs_done.values()), expert=event["number"], loss=event["loss"], accuracy=event["accuracy"]
+            )
 
         for expert in experts.build(project, items, on_event):
             made.append(expert)
@@ -96,7 +98,16 @@ def _table(found: list[Any]) -> None:
     from espctl import render
 
     rows = [
-        (e.name, e.dataset, e.network, e.epochs, f"{e.accuracy:.1%}", e.dtype, f"{e.bytes / 1e6:.1f} MB", "yes" if e.healthy else "NO")
+        (
+            e.name,
+            e.dataset,
+            e.network,
+            e.epochs,
+            f"{e.accuracy:.1%}",
+            e.dtype,
+            f"{e.bytes / 1e6:.1f} MB",
+            "yes" if e.healthy else "NO",
+        )
         for e in found
     ]
     render.table(("expert", "data set", "network", "epochs", "accuracy", "dtype", "size", "healthy"), rows)

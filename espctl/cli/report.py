@@ -11,8 +11,13 @@ from espctl.cli import options
 
 app = typer.Typer()
 
-Format = Annotated[str | None, typer.Option("--format", "-f", metavar="FORMAT", help="md, csv, json or latex in place of a screen table.")]
-NOTE = "Accuracy in percent after the last epoch, mean ± standard deviation over n networks. Published: {source}, Table 1."
+Format = Annotated[
+    str | None,
+    typer.Option("--format", "-f", metavar="FORMAT", help="md, csv, json or latex in place of a screen table."),
+]
+NOTE = (
+    "Accuracy in percent after the last epoch, mean ± standard deviation over n networks. Published: {source}, Table 1."
+)
 MARK = " * not comparable: another network, protocol length or option than published."
 
 

@@ -13,8 +13,12 @@ app = typer.Typer()
 
 @app.command("ls")
 def ls(
-    filters: Annotated[list[str] | None, typer.Argument(metavar="[FILTER]...", help="For example method=esp 'ipc>=10' state!=failed.")] = None,
-    sort: Annotated[str, typer.Option("--sort", metavar="COLUMN", help="Column to sort by; -COLUMN turns it round.")] = "-created",
+    filters: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILTER]...", help="For example method=esp 'ipc>=10' state!=failed.")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="COLUMN", help="Column to sort by; -COLUMN turns it round.")
+    ] = "-created",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     home: options.Home = None,
     json: options.Json = None,
@@ -30,14 +34,20 @@ def ls(
         render.emit_json(found)
         return
     if not found:
-        render.note("there are no such runs" if filters else "there are no runs yet: espctl condense --dataset digits --ipc 1")
+        render.note(
+            "there are no such runs" if filters else "there are no runs yet: espctl condense --dataset digits --ipc 1"
+        )
         return
     scores = runs.scores(project, found)
     rows = []
     for run in found:
-        score = ", ".join(f"{render.percent(s.mean, s.sd)} ({s.n}, {s.protocol})" for s in scores.get(run.id, ())) or None
+        score = (
+            ", ".join(f"{render.percent(s.mean, s.sd)} ({s.n}, {s.protocol})" for s in scores.get(run.id, ())) or None
+        )
         rows.append((run.id, run.state, run.parametrisation, run.network, run.seed, run.preset, run.seconds, score))
-    render.table(("run", "state", "stored as", "network", "seed", "options", "seconds", "accuracy % (n, protocol)"), rows)
+    render.table(
+        ("run", "state", "stored as", "network", "seed", "options", "seconds", "accuracy % (n, protocol)"), rows
+    )
 
 
 @app.command()
@@ -59,7 +69,11 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
             "state": record.state if not record.error else f"{record.state}: {record.error}",
             "created": record.created,
             "folder": project.home / record.folder,
-            **{name: value for name, value in request.items() if name not in ("method_options", "parametrisation_options", "experts")},
+            **{
+                name: value
+                for name, value in request.items()
+                if name not in ("method_options", "parametrisation_options", "experts")
+            },
             **{f"  {name}": value for name, value in request["method_options"].items()},
             **{f"  {name}": value for name, value in request["parametrisation_options"].items()},
             "experts": [entry["path"] for entry in request["experts"]] or None,
@@ -72,5 +86,8 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
     for name, points in shown.metrics.items():
         render.line(f"{name:>10} {render.sparkline([value for _, value in points])} {render.text(points[-1][1])}")
     if shown.scores:
-        rows = [(s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in shown.scores]
+        rows = [
+            (s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd))
+            for s in shown.scores
+        ]
         render.table(("network", "protocol", "accuracy % (last epoch)", "n", "best check on the test set %"), rows)

@@ -62,12 +62,12 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
     device = ("cuda" if cuda else "cpu") if chosen.device == "auto" else chosen.device
     kind = torch.device(device).type
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
-    compile = chosen.compile == "on"
+    compiled = chosen.compile == "on"
     if chosen.compile == "auto":
         # Inductor needs a C++ compiler on a CPU and Triton's on a GPU.
         able = any(shutil.which(name) for name in ("c++", "g++", "clang++", "gcc"))
-        compile = able and flops / (FLOPS_PER_SECOND[kind] * (threads if kind == "cpu" else 1)) > WORTH_COMPILING
-    return Compute(device, threads, chosen.chunk, compile)
+        compiled = able and flops / (FLOPS_PER_SECOND[kind] * (threads if kind == "cpu" else 1)) > WORTH_COMPILING
+    return Compute(device, threads, chosen.chunk, compiled)
 
 
 def peak_memory(device: torch.device) -> int:

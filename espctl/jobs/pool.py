@@ -20,13 +20,11 @@ Report = Callable[[Event], None]
 _events: Any = None
 
 
-def run_all(
-    work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_event: Report
-) -> Iterator[tuple[T, R]]:
+def run_all(work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_event: Report) -> Iterator[tuple[T, R]]:
     """Yield each item with its result as it is done.
 
     Args:
-        work: a module-level function of an item and a function that reports events; items, events and results must pickle.
+        work: a module-level function of an item and a function that reports events; all of them cross processes.
         items: what to do; with one job in order, else in any order.
         jobs: processes; 1 works in this one.
         on_event: called in this process with every event.

@@ -67,7 +67,9 @@ def make_task(request: dict[str, Any], compute: Compute, cache: Path, home: Path
     device = compute.apply()
     data = load_data(request["dataset"], cache)
     if data.fingerprint != request["fingerprint"]:
-        raise MismatchError(f"{data.name} has changed since this run was started", "restore the data set, or start a new run")
+        raise MismatchError(
+            f"{data.name} has changed since this run was started", "restore the data set, or start a new run"
+        )
     frame = Frame(data.num_classes, request["ipc"], data.shape)
     parametrisation = build_parametrisation(request["parametrisation"], frame, request["parametrisation_options"])
     network = build_network(request["network"], data.shape, data.num_classes)
@@ -79,7 +81,9 @@ def _open_experts(entries: list[dict[str, str]], home: Path) -> Experts:
     trajectories = tuple(open_trajectory(home / entry["path"]) for entry in entries)
     for trajectory, entry in zip(trajectories, entries, strict=True):
         if trajectory.digest != entry["sha256"]:
-            raise MismatchError(f"{trajectory.path} has changed since this run was started", "restore the expert, or start a new run")
+            raise MismatchError(
+                f"{trajectory.path} has changed since this run was started", "restore the expert, or start a new run"
+            )
     return Experts(trajectories)
 
 
@@ -116,7 +120,10 @@ def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
     found = artifact.load(path)
     if found.meta["key"] != key:
         raise MismatchError(f"{path} belongs to another run", "remove the checkpoint to begin the run anew")
-    state = {name: tensor.clone() if name == "step" else tensor.clone().to(task.device) for name, tensor in found.tensors.items()}
+    state = {
+        name: tensor.clone() if name == "step" else tensor.clone().to(task.device)
+        for name, tensor in found.tensors.items()
+    }
     return state, _Clock(found.meta["seconds"])
 
 
@@ -157,7 +164,12 @@ class _Run:
 
     def _save(self) -> None:
         if self.state is not None:
-            meta = {"kind": "checkpoint", "key": self.key, "step": int(self.state["step"]), "seconds": self.clock.seconds}
+            meta = {
+                "kind": "checkpoint",
+                "key": self.key,
+                "step": int(self.state["step"]),
+                "seconds": self.clock.seconds,
+            }
             artifact.save(self.folder / "checkpoint.safetensors", self.state, meta)
 
 
@@ -201,8 +213,16 @@ def _finish(
     assert state is not None  # `condense` yields at least the initial state of a run that starts
     request, path = described["request"], folder / "synthetic.safetensors"
     extra = {"run": folder.name, "method": request["method"], "seed": request["seed"], "key": described["key"]}
-    digest = condensed.save(path, request["parametrisation"], task.parametrisation, synthetic_parameters(state), task.data, extra)
-    entry = {"name": "synthetic", "path": path.name, "sha256": artifact.file_sha256(path), "digest": digest, "bytes": path.stat().st_size}
+    digest = condensed.save(
+        path, request["parametrisation"], task.parametrisation, synthetic_parameters(state), task.data, extra
+    )
+    entry = {
+        "name": "synthetic",
+        "path": path.name,
+        "sha256": artifact.file_sha256(path),
+        "digest": digest,
+        "bytes": path.stat().st_size,
+    }
     outcome = {
         "state": "finished",
         "started": begun.isoformat(),

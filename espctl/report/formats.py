@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 
 Rows = Sequence[Sequence[str]]
 
-_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def markdown(columns: Sequence[str], rows: Rows, caption: str) -> str:
@@ -36,7 +46,9 @@ def latex(columns: Sequence[str], rows: Rows, caption: str) -> str:
 
     body = [line(columns), r"\midrule", *map(line, rows)]
     head = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\toprule"]
-    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", rf"\caption{{{_escape(caption)}}}", r"\end{table}"])
+    return "\n".join(
+        [*head, *body, r"\bottomrule", r"\end{tabular}", rf"\caption{{{_escape(caption)}}}", r"\end{table}"]
+    )
 
 
 def _escape(text: str) -> str:

@@ -29,7 +29,13 @@ def everything() -> tuple[Published, ...]:
     text = (files(__package__) / "published.csv").read_text(encoding="utf-8")
     return tuple(
         Published(
-            row["table"], row["dataset"], int(row["ipc"] or 0), row["method"], row["network"], float(row["mean"]), float(row["std"]) if row["std"] else None
+            row["table"],
+            row["dataset"],
+            int(row["ipc"] or 0),
+            row["method"],
+            row["network"],
+            float(row["mean"]),
+            float(row["std"]) if row["std"] else None,
         )
         for row in csv.DictReader(text.splitlines())
     )
@@ -38,5 +44,10 @@ def everything() -> tuple[Published, ...]:
 def find(table: str, dataset: str, ipc: int, method: str, network: str) -> Published | None:
     """The number of one cell, if there is one."""
     return next(
-        (p for p in everything() if (p.table, p.dataset, p.ipc, p.method, p.network) == (table, dataset, ipc, method, network)), None
+        (
+            p
+            for p in everything()
+            if (p.table, p.dataset, p.ipc, p.method, p.network) == (table, dataset, ipc, method, network)
+        ),
+        None,
     )

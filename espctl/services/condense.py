@@ -79,7 +79,10 @@ def method_options(name: str, given: Mapping[str, str]) -> Method:
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{option}={first['input']} of method {name}: {first['msg'][:1].lower()}{first['msg'][1:]}", f"correct --set {option}=...") from error
+        raise InputError(
+            f"{option}={first['input']} of method {name}: {first['msg'][:1].lower()}{first['msg'][1:]}",
+            f"correct --set {option}=...",
+        ) from error
     return method
 
 
@@ -194,11 +197,15 @@ def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRe
         store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
         try:
             with pool.stoppable():
-                worker.work(folder, project.paths.data, project.home, project.settings.compute.checkpoint_every, on_progress)
+                worker.work(
+                    folder, project.paths.data, project.home, project.settings.compute.checkpoint_every, on_progress
+                )
         except Interrupted as error:
             store_runs.set_state(project.store, run, "interrupted", error=error.message)
             raise
         except (EspError, OSError, RuntimeError) as error:
-            store_runs.set_state(project.store, run, "failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+            store_runs.set_state(
+                project.store, run, "failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__
+            )
             raise
     return store_runs.record_outcome(project.store, folder)

@@ -80,7 +80,9 @@ def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline
     chosen = project.settings.evaluate
     record = store_runs.find_run(project.store, name)
     if record.state != "finished":
-        raise RunError(f"the run {record.id} is {record.state}", f"finish it first: espctl condense --resume {record.id}")
+        raise RunError(
+            f"the run {record.id} is {record.state}", f"finish it first: espctl condense --resume {record.id}"
+        )
     protocol = find_protocol(chosen.protocol)
     protocol = protocol.with_epochs(epochs) if epochs else protocol
     records = [record]
@@ -146,7 +148,14 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
     synthetic = _synthetic(item.folder)
     network = build_network(item.network, data.shape, data.num_classes)
     evaluator = Evaluator(
-        network, item.protocol, data, synthetic.images(), synthetic.labels(), device, item.compute.chunk, item.compute.compile
+        network,
+        item.protocol,
+        data,
+        synthetic.images(),
+        synthetic.labels(),
+        device,
+        item.compute.chunk,
+        item.compute.compile,
     )
     begun = time.monotonic()
     found = evaluator.score(item.seed, lambda epoch: report({"run": item.run, "seed": item.seed, "epoch": epoch}))

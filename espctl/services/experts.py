@@ -15,17 +15,16 @@ from esp import experts as library
 from esp.data.dataset import Dataset
 from esp.data.store import load as load_data
 from esp.errors import ArtifactError, EspError, InputError, closest_hint
-from esp.networks.flat import Network
+from esp.networks.flat import Network, canonical_spec
 from esp.networks.flat import build as build_network
-from esp.networks.flat import canonical_spec
 from esp.training import Recipe
 from esp.trajectory import Trajectory, complaints, open_trajectory
 from espctl.errors import RunError
 from espctl.jobs import pool
 from espctl.jobs.compute import Compute, resolve
 from espctl.services.project import Project, slug
-from espctl.store.records import ExpertRecord
 from espctl.store.experts import delete_experts, record_expert
+from espctl.store.records import ExpertRecord
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_I
     made = BuildPlan(store, folder, done, missing, need, compute)
     every = project.settings.compute.checkpoint_every
     items = [
-        _Item(made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every) for n in missing
+        _Item(made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every)
+        for n in missing
     ]
     return made, items
 
@@ -138,8 +138,14 @@ def train(item: _Item, report: pool.Report) -> Path:
     def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
         report({"number": item.number, "epoch": epoch, "loss": loss, "accuracy": accuracy})
 
-    path = library.build(plan, item.number, data, item.plan.folder, device, item.plan.compute.compile, item.save_every, on_epoch)
-    facts = {"seconds": time.monotonic() - begun, "created": datetime.now(UTC).isoformat(), "compute": item.plan.compute.describe()}
+    path = library.build(
+        plan, item.number, data, item.plan.folder, device, item.plan.compute.compile, item.save_every, on_epoch
+    )
+    facts = {
+        "seconds": time.monotonic() - begun,
+        "created": datetime.now(UTC).isoformat(),
+        "compute": item.plan.compute.describe(),
+    }
     artifact.write_json(path.with_suffix(".json"), facts)
     return path
 
@@ -213,7 +219,9 @@ def remove(project: Project, store: str) -> int:
     return size
 
 
-def for_run(project: Project, data: Dataset, network: Network, store: str | None, count: int | None) -> list[Trajectory]:
+def for_run(
+    project: Project, data: Dataset, network: Network, store: str | None, count: int | None
+) -> list[Trajectory]:
     """The experts that a run uses: those of `store`, or of the one store that fits the data set and network.
 
     Raises:
@@ -231,17 +239,22 @@ def for_run(project: Project, data: Dataset, network: Network, store: str | None
         raise InputError(f"several stores of experts fit: {', '.join(fitting)}", "choose one with --experts NAME")
     paths = next(iter(fitting.values()))
     if count and count > len(paths):
-        raise InputError(f"{count} experts were asked, there are {len(paths)}", f"build more: {command} --count {count}")
+        raise InputError(
+            f"{count} experts were asked, there are {len(paths)}", f"build more: {command} --count {count}"
+        )
     return [open_trajectory(path) for path in paths[: count or None]]
 
 
 def _fits(path: Path, data: Dataset, network: Network) -> bool:
     meta = open_trajectory(path).meta
-    return meta["fingerprint"] == data.fingerprint and meta["network"] == network.spec
+    return (meta["fingerprint"], meta["network"]) == (data.fingerprint, network.spec)
 
 
 def _find(project: Project, name: str) -> Path:
-    paths = {f"{p.parent.name}/{int(p.stem.removeprefix('expert-'))}": p for p in project.paths.experts.glob("*/expert-*.safetensors")}
+    paths = {
+        f"{p.parent.name}/{int(p.stem.removeprefix('expert-'))}": p
+        for p in project.paths.experts.glob("*/expert-*.safetensors")
+    }
     matches = [key for key in paths if key == name or key.endswith(f"/{name}") or key.startswith(name)]
     if name not in matches and len(matches) != 1:
         problem = "is ambiguous" if matches else "is unknown"

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from espctl import settings
+from espctl import settings as configuration
 from espctl.store.engine import Store, open_store
 
 
@@ -16,12 +16,12 @@ from espctl.store.engine import Store, open_store
 class Project:
     """Settings with everything `auto` still open, and the store that belongs to them."""
 
-    settings: settings.Settings
+    settings: configuration.Settings
 
     @classmethod
     def open(cls, flags: Mapping[str, Any]) -> Project:
         """Resolve the settings with a command's flags on top."""
-        return cls(settings.load(flags).settings)
+        return cls(configuration.load(flags).settings)
 
     def with_settings(self, changes: Mapping[str, Any]) -> Project:
         """The same project, and the same open store, with some settings changed: dotted key -> value."""
@@ -34,7 +34,7 @@ class Project:
         return project
 
     @property
-    def paths(self) -> settings.Paths:
+    def paths(self) -> configuration.Paths:
         """Absolute paths."""
         return self.settings.paths
 

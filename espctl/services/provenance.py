@@ -53,7 +53,9 @@ def _git_state(source: Path) -> tuple[str | None, str]:
 
 def _git(source: Path, *arguments: str) -> str:
     try:
-        result = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout if result.returncode == 0 else ""

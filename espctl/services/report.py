@@ -24,7 +24,7 @@ ORDER = ("random", "herding", "dc", "dsa", "dm", "kip", "cafe+dsa", "mtt", "idc"
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of a table: runs that differ in their seed alone, under one protocol and network. Accuracies are in percent.
+    """One cell of a table: runs that differ in their seed alone, under one protocol and network; in percent.
 
     Attributes:
         method, options: what was done; options that are not the paper's are named.
@@ -74,7 +74,10 @@ def table1(
             key = (run.ipc, run.method, run.parametrisation, run.network, options, score.network, score.protocol)
             cells.setdefault(key, []).append((run, score))
     if not cells:
-        raise InputError(f"nothing has been scored on {dataset}", f"espctl condense --dataset {dataset} --ipc 1, then espctl evaluate RUN")
+        raise InputError(
+            f"nothing has been scored on {dataset}",
+            f"espctl condense --dataset {dataset} --ipc 1, then espctl evaluate RUN",
+        )
     return sorted((_row(dataset, key[4], found) for key, found in cells.items()), key=_place)
 
 
@@ -110,7 +113,7 @@ def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, Evaluation
 
 
 def _changed_options(request: Mapping[str, Any]) -> str:
-    """The options of a run that are not its method's defaults, as text, and its matching network when that is not the usual one."""
+    """The options of a run that are not its method's defaults, as text."""
     defaults = {field.name: field.default for field in fields(resolve(METHODS, "method", request["method"]))}
     changed = [f"{name}={value}" for name, value in request["method_options"].items() if defaults.get(name) != value]
     return " ".join(changed)

@@ -57,7 +57,9 @@ def scores(project: Project, runs: Sequence[RunRecord]) -> dict[str, list[Summar
 def show(project: Project, name: str) -> Shown:
     """A run by its id, or the beginning of it."""
     detail = store_runs.run_detail(project.store, name)
-    return Shown(detail, tuple(evaluate.summaries(project, [detail.run])), store_runs.metrics_of(project.store, detail.run.id))
+    return Shown(
+        detail, tuple(evaluate.summaries(project, [detail.run])), store_runs.metrics_of(project.store, detail.run.id)
+    )
 
 
 def provenance(shown: Shown) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +138,8 @@ def _alone(database: Path) -> Iterator[Connection]:
     deletes the rows of every table that refers to it; Alembic checks the references before each commit instead.
     """
     try:
-        with contextlib.closing(engine.connect(database, can_write=True, create=True)) as raw:
-            raw.execute("PRAGMA locking_mode = EXCLUSIVE")
+        with contextlib.closing(_lock(database)) as raw:
             raw.execute("PRAGMA foreign_keys = OFF")
-            raw.execute("BEGIN EXCLUSIVE")
-            raw.execute("COMMIT")
             with _alembic(raw, "BEGIN IMMEDIATE") as connection:
                 yield connection
             raw.execute("PRAGMA journal_mode = WAL")
@@ -150,6 +149,28 @@ def _alone(database: Path) -> Iterator[Connection]:
         raise StoreError(
             f"the database {database} was not migrated: {error}", "it is as it was before that step"
         ) from error
+
+
+def _lock(database: Path) -> sqlite3.Connection:
+    """A raw connection that holds the exclusive lock until it is closed.
+
+    SQLite's own waiting will not do: in this mode a connection keeps the shared lock that it got on the way, so two
+    that wait for each other wait until both give up. Closing it and starting again blocks nobody.
+    """
+    deadline = time.monotonic() + engine.BUSY_SECONDS
+    while True:
+        raw = engine.connect(database, can_write=True, create=True)
+        try:
+            raw.execute("PRAGMA busy_timeout = 0")
+            raw.execute("PRAGMA locking_mode = EXCLUSIVE")
+            raw.execute("BEGIN EXCLUSIVE")
+            raw.execute("COMMIT")
+            return raw
+        except sqlite3.Error as error:
+            raw.close()
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005 + os.getpid() % 16 / 500)  # not in step with the others
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from espctl.store.records import ArtifactRecord, EvaluationRecord, RunDetail, Ru
 
 __all__ = [
     "RUN_COLUMNS", "delete_experts", "delete_run", "evaluations_of", "find_run", "insert_run", "list_evaluations",
-    "list_experts", "list_runs", "list_tags", "metrics_of", "requests_of", "record_evaluation", "record_evaluations", "record_expert",
-    "record_outcome", "run_detail", "runs_with_key", "set_state", "sync", "tag_run",
+    "list_experts", "list_runs", "list_tags", "metrics_of", "record_evaluation", "record_evaluations", "record_expert",
+    "record_outcome", "requests_of", "run_detail", "runs_with_key", "set_state", "sync", "tag_run",
 ]  # fmt: skip
 
 RUN_COLUMNS: tuple[str, ...] = tuple(RunRecord.__slots__)
@@ -169,7 +169,9 @@ def requests_of(store: Store, run_ids: Sequence[str]) -> dict[str, Mapping[str, 
     with store.read() as session:
         for start in range(0, len(run_ids), _PARAMETERS):
             chosen = Run.id.in_(run_ids[start : start + _PARAMETERS])
-            found.update({run_id: body["request"] for run_id, body in session.execute(select(Run.id, Run.request).where(chosen))})
+            found.update(
+                {run_id: body["request"] for run_id, body in session.execute(select(Run.id, Run.request).where(chosen))}
+            )
     return found
 
 

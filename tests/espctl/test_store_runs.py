@@ -192,6 +192,13 @@ def test_evaluations_are_recorded_once(store: Store) -> None:
         runs.record_evaluation(store, "nobody", evaluation(0, 0.5))
 
 
+def test_requests_of_runs(store: Store) -> None:
+    found = runs.requests_of(store, ["esp-digits-1-00000000", "dm-cifar10-50-00000003", "nobody"])
+    assert {name: asked["method"] for name, asked in found.items()} == {
+        "esp-digits-1-00000000": "esp", "dm-cifar10-50-00000003": "dm",
+    }  # fmt: skip
+
+
 def test_tags_are_kept_in_the_run_folder_too(store: Store) -> None:
     run = runs.find_run(store, "mtt")
     folder = store.home / run.folder
