@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from esp.errors import ArtifactError
+from esp.files import DAMAGED, aside, canonical, sha256
 
 FORMAT = 1
-_DAMAGED = "the file is damaged: restore it from a copy, or make it again"
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,6 @@ class Artifact:
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     digest: str
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256(data: bytes | str) -> str:
-    """Hexadecimal SHA-256 of bytes, or of text as UTF-8."""
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -79,7 +61,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], by_
     }
     body = {"format": FORMAT, "meta": dict(meta), "digests": digests}
     digest = sha256(canonical(body))
-    with _aside(path) as temporary:
+    with aside(path) as temporary:
         save_file(held, temporary, metadata={"esp": canonical({**body, "digest": digest})})
     return digest
 
@@ -93,12 +75,12 @@ def load(path: Path) -> Artifact:
     with _opened(path) as (file, body):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     if tensors.keys() != body["digests"].keys():
-        raise ArtifactError(f"{path} does not hold the tensors that it lists", _DAMAGED)
+        raise ArtifactError(f"{path} does not hold the tensors that it lists", DAMAGED)
     for name, tensor in tensors.items():
         expected = body["digests"][name]
         found = [tensor_digest(row) for row in tensor] if isinstance(expected, list) else tensor_digest(tensor)
         if found != expected:
-            raise ArtifactError(f"{path}: the checksum of {name!r} does not match", _DAMAGED)
+            raise ArtifactError(f"{path}: the checksum of {name!r} does not match", DAMAGED)
     return Artifact(body["meta"], tensors, body["digest"])
 
 
@@ -120,39 +102,8 @@ def read_rows(path: Path, name: str, start: int, stop: int) -> Tensor:
             raise ArtifactError(f"{path} has no rows {start} to {stop} of {name!r}", "ask for rows that the file holds")
         rows: Tensor = file.get_slice(name)[start:stop]
     if [tensor_digest(row) for row in rows] != expected[start:stop]:
-        raise ArtifactError(f"{path}: the checksum of {name!r} does not match", _DAMAGED)
+        raise ArtifactError(f"{path}: the checksum of {name!r} does not match", DAMAGED)
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text aside and rename it into place."""
-    with _aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes aside and rename them into place."""
-    with _aside(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented, sorted JSON aside and rename it into place."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        ArtifactError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist", "check the name, or make it again") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error})", _DAMAGED) from error
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +125,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(path, framework="pt") as file:
             yield file, _header(path, file.metadata() or {})
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file ({error})", _DAMAGED) from error
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})", DAMAGED) from error
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -189,24 +140,5 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} has format {version}, this program reads {FORMAT}", "use the version that wrote it"
         )
     if not exact or digest != sha256(canonical(body)):
-        raise ArtifactError(f"{path}: the checksum of its header does not match", _DAMAGED)
+        raise ArtifactError(f"{path}: the checksum of its header does not match", DAMAGED)
     return {**body, "digest": digest}
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

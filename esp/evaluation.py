@@ -7,15 +7,15 @@ it is: a maximum over the test set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from esp.artifact import canonical, sha256
 from esp.data.dataset import Dataset
 from esp.errors import InputError
+from esp.files import canonical, sha256
 from esp.networks.flat import Network
 from esp.protocols import PROTOCOLS
 from esp.registry import resolve
@@ -160,9 +160,3 @@ class Evaluator:
     def _test(self, theta: Tensor) -> float:
         network = self.trainer.network
         return accuracy(network, theta, self.data.test_images, self.data.test_labels, self.data.normalise, self.chunk)
-
-
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and population standard deviation, as the field reports them; the deviation of one value is 0."""
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from esp import artifact
+from esp import artifact, files
 from esp.data.dataset import Dataset
 from esp.errors import InputError, MismatchError
 from esp.networks.flat import Network
@@ -53,7 +53,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits that name the plan."""
-        return artifact.sha256(artifact.canonical(self.describe()))[:8]
+        return files.sha256(files.canonical(self.describe()))[:8]
 
     @property
     def bytes(self) -> int:

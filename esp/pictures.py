@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from esp import artifact
+from esp import files
 from esp.errors import InputError
 
 _BACKGROUND = 255
@@ -66,7 +66,7 @@ def save_grid(
     buffer = io.BytesIO()
     picture = grid(images, columns, labels, scale)
     picture.save(buffer, format="PNG", optimize=True)
-    artifact.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
     return picture.size
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esp.artifact import canonical, sha256, tensor_digest
+from esp.artifact import tensor_digest
 from esp.data.raw import TENSORS, Raw
 from esp.errors import DataError, InputError
+from esp.files import canonical, sha256
 from esp.rng import Key
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esp.artifact import canonical, read_json, sha256
 from esp.data.images import SUFFIXES, decode, survey
 from esp.data.raw import Raw
 from esp.errors import DataError
+from esp.files import canonical, read_json, sha256
 
 OPTIONS = "dataset.json"
 _LAYOUT = "it must hold train/<class>/<image> and test/<class>/<image>"

@@ -21,6 +21,7 @@ from esp.data.dataset import Dataset, fingerprint
 from esp.data.health import Report, examine
 from esp.data.raw import Raw, statistics, validate
 from esp.errors import ArtifactError, DataError, EspError, InputError
+from esp.files import sha256
 
 LAYOUT = 1
 """Goes up when the same source is converted into something else; files of an older layout are made again."""
@@ -73,7 +74,7 @@ def location(name: str, cache: Path) -> Path:
     if name in DATASETS:
         return cache / f"{name}.safetensors"
     kind, _, _ = name.partition(":")
-    return cache / f"{kind if kind in PREFIXES else 'own'}-{artifact.sha256(name)[:12]}.safetensors"
+    return cache / f"{kind if kind in PREFIXES else 'own'}-{sha256(name)[:12]}.safetensors"
 
 
 def load(name: str, cache: Path, source: Path | None = None) -> Dataset:

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from esp.artifact import canonical, sha256
 from esp.data.raw import TENSORS, Raw, reading
 from esp.errors import DataError
+from esp.files import canonical, sha256
 
 SUFFIXES = (".safetensors", ".npz")
 _KEYS = "a file holds train_images, train_labels, test_images and test_labels"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from esp import artifact, condensed
+from esp import artifact, condensed, files
 from esp.core import Metrics, State, Task, condense, synthetic_parameters
 from esp.data.store import load as load_data
 from esp.errors import DivergedError, MismatchError
@@ -103,7 +103,7 @@ def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_prog
     """
     begun = datetime.now(UTC)
     with locked(folder):
-        described = artifact.read_json(folder / "request.json")
+        described = files.read_json(folder / "request.json")
         request, compute = described["request"], Compute(**described["compute"])
         task = make_task(request, compute, cache, home)
         method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
@@ -202,7 +202,7 @@ class _MetricsLog:
                 if json.loads(line)["step"] < step and line.endswith("\n"):
                     kept.append(line)
         self._file.close()
-        artifact.write_text(self._path, "".join(kept))
+        files.write_text(self._path, "".join(kept))
         self._file = self._path.open("a", encoding="utf-8")
 
 
@@ -219,7 +219,7 @@ def _finish(
     entry = {
         "name": "synthetic",
         "path": path.name,
-        "sha256": artifact.file_sha256(path),
+        "sha256": files.file_sha256(path),
         "digest": digest,
         "bytes": path.stat().st_size,
     }
@@ -235,6 +235,6 @@ def _finish(
         "artifacts": [entry],
         "error": None,
     }
-    artifact.write_json(folder / "outcome.json", outcome)
+    files.write_json(folder / "outcome.json", outcome)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return outcome

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from esp import artifact
+from esp import files
 from esp.core import Method, Task
 from esp.data.store import load as load_data
 from esp.errors import EspError, InputError, UnknownNameError
@@ -104,9 +104,11 @@ def prepare(project: Project, request: Request) -> Prepared:
         found = expert_service.for_run(project, data, network, request.experts or None, request.expert_count or None)
     task = Task(data, network, parametrisation, Experts(tuple(found)) if found else None)
     method.check(task)
+    changed = {f.name: v for f in fields(method) if (v := getattr(method, f.name)) != f.default}  # type: ignore[arg-type]
     described = {
         "method": chosen.method,
         "method_options": asdict(method),  # type: ignore[call-overload]
+        "changed_options": changed,
         "parametrisation": name,
         "parametrisation_options": options_of(parametrisation),
         "dataset": data.name,
@@ -115,13 +117,13 @@ def prepare(project: Project, request: Request) -> Prepared:
         "network": network.spec,
         "seed": chosen.seed,
         "experts": [{"path": relative(project, t.path), "sha256": t.digest} for t in found],
-        "preset": "paper" if not request.options else "custom",
+        "preset": "custom" if changed else "paper",
     }
     return _describe(project, described, task, method)
 
 
 def _describe(project: Project, request: dict[str, Any], task: Task, method: Method) -> Prepared:
-    key = artifact.sha256(artifact.canonical(request))
+    key = files.sha256(files.canonical(request))
     run = f"{slug(request['method'])}-{slug(request['dataset'])}-{request['ipc']}-{key[:8]}"
     compute = resolve_compute(project.settings.compute, _flops(task, method))
     source = provenance.collect()
@@ -165,8 +167,8 @@ def start(project: Project, prepared: Prepared, on_progress: worker.Progress) ->
     described = {**prepared.described, "id": run}
     folder.mkdir(parents=True)
     if prepared.patch:
-        artifact.write_text(folder / "patch.diff", prepared.patch)
-    artifact.write_json(folder / "request.json", described)
+        files.write_text(folder / "patch.diff", prepared.patch)
+    files.write_json(folder / "request.json", described)
     store_runs.insert_run(project.store, described, folder)
     return carry_out(project, run, on_progress)
 
@@ -186,14 +188,14 @@ def resume(project: Project, name: str, on_progress: worker.Progress) -> RunReco
 def steps_of(project: Project, name: str) -> tuple[str, int]:
     """Id and number of steps of a run."""
     record = store_runs.find_run(project.store, name)
-    request = artifact.read_json(project.folder_of(record.id) / "request.json")["request"]
+    request = files.read_json(project.folder_of(record.id) / "request.json")["request"]
     return record.id, int(request["method_options"].get("steps", 0))
 
 
 def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRecord:
     """Do a run that was entered, in this process, and record how it ended."""
     folder = project.folder_of(run)
-    if not (folder / "outcome.json").exists() or artifact.read_json(folder / "outcome.json")["state"] != "finished":
+    if not (folder / "outcome.json").exists() or files.read_json(folder / "outcome.json")["state"] != "finished":
         store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
         try:
             with pool.stoppable():

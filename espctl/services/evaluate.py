@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from esp import artifact, condensed
+from esp import condensed, files
 from esp.condensed import Condensed
 from esp.data.store import load as load_data
-from esp.evaluation import Evaluator, Protocol, mean_and_sd
+from esp.evaluation import Evaluator, Protocol
 from esp.evaluation import protocol as find_protocol
 from esp.networks.flat import build as build_network
 from esp.networks.flat import canonical_spec
@@ -21,6 +21,7 @@ from espctl.jobs import pool
 from espctl.jobs.compute import Compute, resolve
 from espctl.services import condense
 from espctl.services.project import Project, slug
+from espctl.services.scores import Summary, summaries
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
 
@@ -43,26 +44,6 @@ class Item:
     def path(self) -> Path:
         """Where its score goes."""
         return self.folder / "evaluations" / f"{slug(self.protocol.name)}.{slug(self.network)}.s{self.seed}.json"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Scores of one run under one protocol and network, as fractions of the test set.
-
-    Attributes:
-        mean, sd, n: of the accuracy after the last epoch, over networks: the score.
-        best_mean, best_sd: of the best check of each network, chosen on the test set.
-    """
-
-    run: str
-    method: str
-    protocol: str
-    network: str
-    mean: float
-    sd: float
-    n: int
-    best_mean: float
-    best_sd: float
 
 
 def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline: bool) -> tuple[list[str], list[Item]]:
@@ -91,7 +72,7 @@ def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline
     items = [item for r in records for item in _items(project, r, protocol, jobs)]
     for item in items:
         if item.path.exists():
-            store_runs.record_evaluation(project.store, item.run, artifact.read_json(item.path))
+            store_runs.record_evaluation(project.store, item.run, files.read_json(item.path))
     return [r.id for r in records], [item for item in items if not item.path.exists()]
 
 
@@ -111,11 +92,11 @@ def _items(project: Project, record: RunRecord, protocol: Protocol, jobs: int) -
 
 
 def _synthetic(folder: Path) -> Condensed:
-    outcome = artifact.read_json(folder / "outcome.json")
+    outcome = files.read_json(folder / "outcome.json")
     expected = outcome["artifacts"][0]["sha256"]
     path = folder / "synthetic.safetensors"
     found = condensed.load(path)
-    if artifact.file_sha256(path) != expected:
+    if files.file_sha256(path) != expected:
         raise RunError(f"{path} is not the file that the run made", "restore it from a copy, or condense again")
     return found
 
@@ -176,23 +157,8 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
         "compute": item.compute.describe(),
         "created": datetime.now(UTC).isoformat(),
     }
-    artifact.write_json(item.path, result)
+    files.write_json(item.path, result)
     return result
-
-
-def summaries(
-    project: Project, runs: Sequence[RunRecord], protocol: str | None = None, network: str | None = None
-) -> list[Summary]:
-    """Mean and deviation over networks, for each run, protocol and network."""
-    found = store_runs.evaluations_of(project.store, [run.id for run in runs])
-    made = []
-    for run in runs:
-        grouped: dict[tuple[str, str], list[EvaluationRecord]] = {}
-        for record in found.get(run.id, ()):
-            if protocol in (None, record.protocol) and network in (None, record.network):
-                grouped.setdefault((record.protocol, record.network), []).append(record)
-        made += [_summary(run, records) for records in grouped.values()]
-    return made
 
 
 def scored(project: Project, runs: Sequence[str], epochs: int | None) -> list[Summary]:
@@ -202,10 +168,3 @@ def scored(project: Project, runs: Sequence[str], epochs: int | None) -> list[Su
     name = protocol.with_epochs(epochs).name if epochs else protocol.name
     records = [store_runs.find_run(project.store, run) for run in runs]
     return summaries(project, records, name, canonical_spec(chosen.network))
-
-
-def _summary(run: RunRecord, records: Sequence[EvaluationRecord]) -> Summary:
-    first = records[0]
-    mean, sd = mean_and_sd([record.accuracy for record in records])
-    best, best_sd = mean_and_sd([record.best_accuracy or record.accuracy for record in records])
-    return Summary(run.id, run.method, first.protocol, first.network, mean, sd, len(records), best, best_sd)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from esp import artifact
+from esp import artifact, files
 from esp import experts as library
 from esp.data.dataset import Dataset
 from esp.data.store import load as load_data
@@ -146,7 +146,7 @@ def train(item: _Item, report: pool.Report) -> Path:
         "created": datetime.now(UTC).isoformat(),
         "compute": item.plan.compute.describe(),
     }
-    artifact.write_json(path.with_suffix(".json"), facts)
+    files.write_json(path.with_suffix(".json"), facts)
     return path
 
 
@@ -266,14 +266,14 @@ def _unfinished_users(project: Project, store: str) -> list[str]:
     users = []
     for request in project.paths.runs.glob("*/request.json"):
         if not (request.parent / "outcome.json").exists():
-            entries = artifact.read_json(request)["request"].get("experts") or []
+            entries = files.read_json(request)["request"].get("experts") or []
             if any(Path(entry["path"]).parent.name == store for entry in entries):
                 users.append(request.parent.name)
     return users
 
 
 def _record(project: Project, path: Path) -> ExpertRecord:
-    trajectory, facts = open_trajectory(path), artifact.read_json(path.with_suffix(".json"))
+    trajectory, facts = open_trajectory(path), files.read_json(path.with_suffix(".json"))
     meta = trajectory.meta
     return ExpertRecord(
         dataset=meta["dataset"],

@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 import espctl
-from esp.artifact import sha256
+from esp.files import sha256
 
 
 @dataclass(frozen=True)

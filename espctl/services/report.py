@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esp import condensed, pictures
-from esp.data.dataset import to_pixels
 from esp.errors import InputError
-from esp.evaluation import mean_and_sd
-from esp.methods import METHODS
-from esp.networks.flat import canonical_spec
-from esp.registry import resolve
+from esp.files import canonical
+from esp.statistics import mean_and_sd
 from espctl.report import published
 from espctl.services.project import Project
 from espctl.store import runs as store_runs
@@ -63,22 +59,26 @@ def table1(
     Raises:
         InputError: nothing has been scored on this data set.
     """
+    if network:
+        from esp.networks.flat import canonical_spec  # imports torch, which the tables do without
+
+        network = canonical_spec(network)
     filters: dict[str, Any] = {"dataset": dataset, "state": "finished", **({"ipc": ipc} if ipc else {})}
     pairs = store_runs.list_evaluations(project.store, filters, protocol=protocol)
     requests = store_runs.requests_of(project.store, list({run.id for run, _ in pairs}))
-    wanted = canonical_spec(network) if network else None
     cells: dict[tuple[Any, ...], list[tuple[RunRecord, EvaluationRecord]]] = {}
     for run, score in pairs:
-        if wanted in (None, score.network):
-            options = _changed_options(requests[run.id])
-            key = (run.ipc, run.method, run.parametrisation, run.network, options, score.network, score.protocol)
+        if network in (None, score.network):
+            request = requests[run.id]
+            same = {name: value for name, value in request.items() if name != "seed"}
+            key = (canonical(same), _options(request), score.network, score.protocol_hash)
             cells.setdefault(key, []).append((run, score))
     if not cells:
         raise InputError(
             f"nothing has been scored on {dataset}",
             f"espctl condense --dataset {dataset} --ipc 1, then espctl evaluate RUN",
         )
-    return sorted((_row(dataset, key[4], found) for key, found in cells.items()), key=_place)
+    return sorted((_row(dataset, key[1], found) for key, found in cells.items()), key=_place)
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -112,15 +112,16 @@ def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, Evaluation
     )
 
 
-def _changed_options(request: Mapping[str, Any]) -> str:
+def _options(request: Mapping[str, Any]) -> str:
     """The options of a run that are not its method's defaults, as text."""
-    defaults = {field.name: field.default for field in fields(resolve(METHODS, "method", request["method"]))}
-    changed = [f"{name}={value}" for name, value in request["method_options"].items() if defaults.get(name) != value]
-    return " ".join(changed)
+    return " ".join(f"{name}={value}" for name, value in request["changed_options"].items())
 
 
 def images(project: Project, name: str, path: Path) -> Path:
     """Draw a run's synthetic images, one row per class, and write a PNG."""
+    from esp import condensed, pictures  # imports torch, which the tables do without
+    from esp.data.dataset import to_pixels
+
     run = store_runs.find_run(project.store, name)
     found = condensed.load(project.folder_of(run.id) / "synthetic.safetensors")
     frame = found.parametrisation.frame

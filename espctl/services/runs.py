@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from esp.errors import InputError
-from espctl.services import evaluate
-from espctl.services.evaluate import Summary
 from espctl.services.project import Project
+from espctl.services.scores import Summary, summaries
 from espctl.store import runs as store_runs
 from espctl.store.records import RunDetail, RunRecord
 
@@ -49,7 +48,7 @@ def listing(project: Project, filters: Sequence[str], sort: str, limit: int | No
 def scores(project: Project, runs: Sequence[RunRecord]) -> dict[str, list[Summary]]:
     """Scores of each run, by run."""
     found: dict[str, list[Summary]] = {}
-    for summary in evaluate.summaries(project, runs):
+    for summary in summaries(project, runs):
         found.setdefault(summary.run, []).append(summary)
     return found
 
@@ -57,9 +56,7 @@ def scores(project: Project, runs: Sequence[RunRecord]) -> dict[str, list[Summar
 def show(project: Project, name: str) -> Shown:
     """A run by its id, or the beginning of it."""
     detail = store_runs.run_detail(project.store, name)
-    return Shown(
-        detail, tuple(evaluate.summaries(project, [detail.run])), store_runs.metrics_of(project.store, detail.run.id)
-    )
+    return Shown(detail, tuple(summaries(project, [detail.run])), store_runs.metrics_of(project.store, detail.run.id))
 
 
 def provenance(shown: Shown) -> dict[str, Any]:

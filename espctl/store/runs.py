@@ -11,6 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from esp.errors import InputError, UnknownNameError, closest_hint
+from esp.files import write_json
 from espctl.errors import RunError
 from espctl.store import folder as folders
 from espctl.store.collect import record_evaluation, record_evaluations, record_outcome, sync
@@ -192,8 +193,6 @@ def tag_run(store: Store, run_id: str, add: Iterable[str] = (), remove: Iterable
         RunError: there is no such run.
         InputError: a tag that is empty or holds spaces or control characters.
     """
-    from esp.artifact import write_json  # imports torch
-
     added, removed = set(add), set(remove)
     for tag in added:
         if not tag or not tag.isprintable() or any(letter.isspace() for letter in tag):
