@@ -24,6 +24,7 @@ from esp.networks.flat import Network
 from esp.optim import Tensors, below
 from esp.parametrisation import Parametrisation, labels
 from esp.rng import Key
+from esp.training import Recipe, Trainer
 from esp.trajectory import Experts
 
 State = Tensors
@@ -84,6 +85,16 @@ class Task:
             self._derivatives[loss] = Derivatives(self.network, loss, self.compile)
         return self._derivatives[loss]
 
+    @cached_property
+    def _trainers(self) -> dict[Recipe, Trainer]:
+        return {}
+
+    def trainer(self, recipe: Recipe) -> Trainer:
+        """The training loop of the matching network, made once for each recipe."""
+        if recipe not in self._trainers:
+            self._trainers[recipe] = Trainer(self.network, recipe, self.data.flips, self.device, self.compile)
+        return self._trainers[recipe]
+
     def operations(self, strategy: str) -> tuple[str, ...]:
         """The augmentations of a strategy string that keep the labels of this data set."""
         return augment.parse(strategy, self.data.flips)
@@ -99,16 +110,36 @@ class Task:
             pool = self.class_rows[label]
             rows.append(pool[torch.randperm(len(pool), generator=key.fold(label).generator())[:count]])
         chosen = torch.cat(rows)
-        images = self.data.train_images[chosen.to(self.data.train_images.device)]
-        return self.data.normalise(images.to(self.device)), self.data.train_labels[chosen].cpu()
+        return self.images(chosen), self.data.train_labels[chosen].cpu()
+
+    def partners(self, key: Key) -> Tensor:
+        """A random training image of the same class for every synthetic image: row numbers, int64 on the CPU.
+
+        No image comes twice unless its class has fewer than are asked of it.
+        """
+        count, rows = self.parametrisation.units * self.parametrisation.multiplicity, []
+        for label, pool in enumerate(self.class_rows):
+            shuffled = pool[torch.randperm(len(pool), generator=key.fold(label).generator())]
+            rows.append(shuffled.repeat(-(-count // len(pool)))[:count])
+        return torch.cat(rows)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """The training images of some row numbers, normalised, [n, c, h, w] on the device."""
+        images = self.data.train_images[rows.to(self.data.train_images.device)]
+        return self.data.normalise(images.to(self.device))
 
     def start(self, source: str, key: Key) -> State:
-        """A fresh synthetic set under `set.`: from `noise`, or from `real` images chosen at random; and step 0."""
+        """A fresh synthetic set under `set.`, and step 0.
+
+        Args:
+            source: `noise`, `real` images chosen at random, or `auto`: real where the parametrisation stores images.
+            key: names the choice.
+        """
+        if source == "auto":
+            source = "real" if self.parametrisation.stores_images else "noise"
         if source not in ("noise", "real"):
-            raise InputError(f"start={source} is no way to start a synthetic set", "choose noise or real")
-        frame = self.parametrisation.frame
-        everyone = list(range(frame.classes))
-        real = (lambda: self.real(everyone, frame.ipc, key.fold("real"))[0].cpu()) if source == "real" else None
+            raise InputError(f"start={source} is no way to start a synthetic set", "choose noise, real or auto")
+        real = (lambda: self.images(self.partners(key.fold("real"))).cpu()) if source == "real" else None
         tensors = self.parametrisation.init(key, real)
         state = {f"set.{name}": tensor.to(self.device) for name, tensor in tensors.items()}
         return {**state, "step": torch.zeros((), dtype=torch.int64)}
@@ -123,9 +154,12 @@ class Method(Protocol):
         default_parametrisation: how its paper stores the synthetic set.
     """
 
-    steps: int
     default_parametrisation: ClassVar[str]
     needs_experts: ClassVar[bool]
+
+    @property
+    def steps(self) -> int:
+        """Synthetic updates in all."""
 
     def check(self, task: Task) -> None:
         """Raise an `EspError` if the method cannot work on `task`; called before anything else."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EspError(Exception):
@@ -30,6 +31,17 @@ class EspError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # children have arguments of their own, and errors travel between processes
+        return _restore, (type(self), self.message, self.hint)
+
+
+def _restore(kind: type[EspError], message: str, hint: str) -> EspError:
+    error = kind.__new__(kind)
+    EspError.__init__(error, message, hint)
+    return error
 
 
 class UnknownNameError(EspError):

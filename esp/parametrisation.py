@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,7 +23,11 @@ from esp.optim import Tensors
 from esp.registry import parse_spec, resolve
 from esp.rng import Key
 
-PARAMETRISATIONS: dict[str, str] = {"pixels": "esp.parametrisation:Pixels", "latent": "esp.parametrisation:Latent"}
+PARAMETRISATIONS: dict[str, str] = {
+    "pixels": "esp.parametrisation:Pixels",
+    "multiformation": "esp.multiformation:MultiFormation",
+    "latent": "esp.parametrisation:Latent",
+}
 
 STAGES = 3
 """A decoder doubles the side this many times."""
@@ -44,9 +48,17 @@ class Frame:
 
 
 class Parametrisation(Protocol):
-    """A way to store a synthetic set; an immutable value whose fields are its options."""
+    """A way to store a synthetic set; an immutable value whose fields are its options.
 
-    frame: Frame
+    Attributes:
+        stores_images: whether the parameters are pixels, which can start from real images.
+    """
+
+    stores_images: ClassVar[bool]
+
+    @property
+    def frame(self) -> Frame:
+        """What the set is for."""
 
     @property
     def units(self) -> int:
@@ -61,7 +73,7 @@ class Parametrisation(Protocol):
         """Numbers stored in all, decoders included."""
 
     def init(self, key: Key, real: Callable[[], Tensor] | None) -> Tensors:
-        """Fresh parameters: from noise, or from `real()`, images [classes * ipc, c, h, w] in class order."""
+        """Fresh parameters: from noise, or from `real()`, one image for each that they decode to, in their order."""
 
     def decode(self, parameters: Tensors, first: int, last: int) -> Tensor:
         """Normalised images [(last - first) * multiplicity, c, h, w] of the units `first:last` of the whole set."""
@@ -72,6 +84,7 @@ class Pixels:
     """The images themselves: one tensor `pixels` [classes * ipc, c, h, w] in normalised pixel space."""
 
     frame: Frame
+    stores_images: ClassVar[bool] = True
 
     @property
     def units(self) -> int:
@@ -114,6 +127,7 @@ class Latent:
     code: int = 0
     hidden: tuple[int, int] = (0, 0)
     decoders: int = 0
+    stores_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if min(self.code, self.decoders, *self.hidden) < 0:

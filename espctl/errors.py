@@ -35,6 +35,7 @@ _DATABASE_REASONS = (
     ("no such table", "the database lacks a table", "run: espctl db upgrade"),
     ("no such column", "the database lacks a column", "run: espctl db upgrade"),
     ("disk is full", "the disk is full, the database cannot be written", _SPACE),
+    ("disk I/O error", "the disk with the database cannot be used, it may be full", _SPACE),
     ("readonly database", "the database is read-only", _ACCESS),
     ("unable to open", "the database file cannot be opened", _ACCESS),
     ("not a database", "the database file is not an SQLite database", "move the file away and run: espctl db upgrade"),

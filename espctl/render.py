@@ -166,7 +166,7 @@ class Progress:
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, dict[str, float | str]] = (0, {})
         self._bar: Live | None = None
-        self._lines = 0
+        self._shown: int | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -186,7 +186,7 @@ class Progress:
         if self._bar is not None:
             self._bar.transient = kind is None
             self._bar.stop()
-        elif self._lines:
+        elif self._shown not in (None, self._last[0]):
             self._draw(time.monotonic())
 
     def _draw(self, now: float) -> None:
@@ -196,7 +196,7 @@ class Progress:
             line = _bar_line(self._bar.console, self._label, self._last[0], self._total, detail)
             self._bar.update(line, refresh=True)
         else:
-            self._lines += 1
+            self._shown = self._last[0]
             note(f"{self._label} {self._last[0]}/{self._total}  {detail}".rstrip())
 
     def _detail(self, now: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,27 +11,36 @@ from torch import Tensor
 
 from esp import augment
 from esp.core import Task
-from esp.errors import UnknownNameError
+from esp.errors import InputError, UnknownNameError
 from esp.optim import Tensors, adam, below, prefixed, sgd, start_adam, start_sgd
 from esp.rng import Key
 
 
 @dataclass(frozen=True)
 class View:
-    """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks."""
+    """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks.
+
+    With `by_class` no chunk holds images of two classes.
+    """
 
     task: Task
     parameters: Tensors
     draw: augment.Draw
+    by_class: bool = False
 
-    def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Units and images of each chunk: of nearly equal size, none above `task.chunk` images unless one unit is."""
+    def chunks(self, label: int | None = None) -> Iterator[tuple[slice, slice]]:
+        """Units and images of each chunk: of nearly equal size, none above `task.chunk` images unless one unit is.
+
+        With a `label`, and `by_class`, only the chunks of that class.
+        """
         made = self.task.parametrisation
-        total, each = made.frame.classes * made.units, made.multiplicity
+        blocks, total = (made.frame.classes, made.units) if self.by_class else (1, made.frame.classes * made.units)
+        each = made.multiplicity
         count = -(-total // max(1, self.task.chunk // each))
         edges = [round(i * total / count) for i in range(count + 1)]
-        for first, last in pairwise(edges):
-            yield slice(first, last), slice(first * each, last * each)
+        for block in range(blocks) if label is None else (label,):
+            for first, last in pairwise(block * total + edge for edge in edges):
+                yield slice(first, last), slice(first * each, last * each)
 
     def images(self, units: slice, rows: slice, parameters: Tensors | None = None) -> Tensor:
         """Augmented normalised images of a chunk, differentiable in `parameters` when those are given."""
@@ -89,6 +98,16 @@ class Cotangent:
         return derivatives.mixed_pullback(self.theta, along, images, self.view.targets(rows), weights)
 
 
+def mean_gradient(task: Task, theta: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: str = "ce") -> Tensor:
+    """Gradient [p] at theta [p] of the mean loss over batches of (images, targets [n, classes]). No graph."""
+    total, count = torch.zeros_like(theta), 0
+    with torch.no_grad():
+        for images, targets in batches:
+            total += task.derivatives(loss).parameter_gradient(theta, images, targets)[0]
+            count += len(images)
+    return total / count
+
+
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Mean feature of each class, [classes, d] from [n, d]; every class must be present or its row is zero."""
     labels = labels.to(features.device)
@@ -106,6 +125,19 @@ def real_means(task: Task, theta: Tensor, classes: list[int], count: int, draw: 
             for x, y in zip(torch.split(images, task.chunk), torch.split(labels, task.chunk), strict=True)
         ]
     return class_means(torch.cat(features), labels, task.data.num_classes)
+
+
+def require_segments(name: str, task: Task, segment: int, start_max: int) -> None:
+    """Refuse a task whose experts are missing, of something else, or end before epoch `start_max + segment`."""
+    if task.experts is None or not task.experts.trajectories:
+        raise InputError(f"{name} needs expert trajectories", "build them with espctl experts build")
+    task.experts.require(task.network.spec, task.data.fingerprint, segment)
+    if start_max + segment > task.experts.epochs:
+        raise InputError(
+            f"start_max={start_max} plus segment={segment} is more than the {task.experts.epochs} epochs of the "
+            "experts",
+            f"use --set start_max={max(0, task.experts.epochs - segment)}, or build longer experts",
+        )
 
 
 def require_choices(method: object, **known: tuple[str, ...]) -> None:

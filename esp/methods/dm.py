@@ -12,7 +12,6 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
 from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices
-from esp.parametrisation import Pixels
 from esp.rng import Key
 
 
@@ -37,7 +36,7 @@ class DM:
     needs_experts: ClassVar[bool] = False
 
     def _rates(self, task: Task) -> Rates:
-        optimiser = "sgd" if isinstance(task.parametrisation, Pixels) else "adam"
+        optimiser = "sgd" if task.parametrisation.stores_images else "adam"
         return Rates(optimiser, self.lr_pixels, self.lr_codes, self.lr_decoders, self.momentum)
 
     def check(self, task: Task) -> None:
@@ -49,8 +48,7 @@ class DM:
 
     def init(self, task: Task, key: Key) -> State:
         """From real images where the parametrisation can hold them, from noise where not."""
-        default = "real" if isinstance(task.parametrisation, Pixels) else "noise"
-        state = task.start(default if self.start == "auto" else self.start, key)
+        state = task.start(self.start, key)
         return {**state, **self._rates(task).start(synthetic_parameters(state))}
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:

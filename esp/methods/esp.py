@@ -12,7 +12,7 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.derivatives import LOSSES
 from esp.errors import InputError
-from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices
+from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices, require_segments
 from esp.rng import Key
 from esp.subspace import Subspace
 
@@ -83,20 +83,12 @@ class ESP:
         )
         if self.real_batch < 1:
             raise InputError("ESP needs a real_batch of at least 1", "correct the --set options")
-        if task.experts is None or not task.experts.trajectories:
-            raise InputError("ESP needs expert trajectories", "build them with espctl experts build")
         if self.restart < 1 or self.segment < 1 or not 0 <= self.start_min <= self.start_max:
             raise InputError(
                 "ESP needs restart and segment of at least 1 and 0 <= start_min <= start_max",
                 "correct the --set options",
             )
-        task.experts.require(task.network.spec, task.data.fingerprint, self.segment)
-        if self.start_max + self.segment > task.experts.epochs:
-            raise InputError(
-                f"start_max={self.start_max} plus segment={self.segment} is more than the {task.experts.epochs} epochs "
-                "of the experts",
-                f"use --set start_max={max(0, task.experts.epochs - self.segment)}, or build longer experts",
-            )
+        require_segments("ESP", task, self.segment, self.start_max)
 
     def init(self, task: Task, key: Key) -> State:
         """The synthetic set and its optimiser; the student begins with the first step."""

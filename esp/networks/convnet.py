@@ -61,6 +61,14 @@ class ConvNet(nn.Module):
         features = x.flatten(1)
         return features, self.head(features)
 
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """What each block gives before its pooling, [n, width, h, w], and last the features [n, d]."""
+        found = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            found.append(F.relu(norm(conv(x))))
+            x = F.avg_pool2d(found[-1], 2)
+        return [*found, x.flatten(1)]
+
 
 def convnet(
     shape: tuple[int, int, int], classes: int, depth: int = 3, width: int = 128, norm: str = "instance"

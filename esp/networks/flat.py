@@ -91,6 +91,28 @@ class Network:
         features, logits = functional_call(self._module, self.tensors(theta), (images,))
         return features, logits
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether `levels` works: the module has a method of that name."""
+        return callable(getattr(self._module, "levels", None))
+
+    def levels(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+        """Activations [n, d_l] of every level at theta [p], flattened; the last are the features."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.tensors(theta).items()}
+        found: list[Tensor] = functional_call(_Levels(self._module), tensors, (images,))
+        return [level.flatten(1) for level in found]
+
+
+class _Levels(nn.Module):
+    """A module whose forward pass is the `levels` of another."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Any:
+        return self.module.levels(images)  # type: ignore[operator]
+
 
 def build(spec: str, shape: tuple[int, int, int], classes: int) -> Network:
     """The network `spec` for images of `shape`; fails at once when the images do not fit it."""

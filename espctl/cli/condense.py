@@ -78,7 +78,7 @@ def condense(
         dataset, ipc, options.pairs(set_ or []), parametrisation or "", experts or "", expert_count or 0
     )
     prepared = service.prepare(project, request)
-    known = service.existing(project, prepared.key)
+    known = service.existing(project, prepared)
     if known and not again:
         _known(project, known)
         return

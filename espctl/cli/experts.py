@@ -91,7 +91,8 @@ def ls(
     elif found:
         _table(found)
     else:
-        render.note("there are no experts yet: espctl experts build --dataset NAME")
+        such = " such" if dataset or network else ""
+        render.note(f"there are no{such} experts yet: espctl experts build --dataset {dataset or 'NAME'}")
 
 
 def _table(found: list[Any]) -> None:

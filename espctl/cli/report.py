@@ -67,7 +67,7 @@ def _layout(dataset: str, rows: list[Any]) -> tuple[list[str], list[list[str]], 
             "protocol": row.protocol,
             "accuracy": f"{row.mean:.1f} ± {row.sd:.1f}",
             "n": str(row.n),
-            "published": "-" if row.published is None else f"{row.published:.1f} ± {row.published_sd:.1f}",
+            "published": _published(row),
             "difference": "-" if row.difference is None else f"{row.difference:+.1f}{'' if row.comparable else ' *'}",
             "best check": f"{row.best:.1f}",
             "options": row.options or "-",
@@ -81,6 +81,12 @@ def _layout(dataset: str, rows: list[Any]) -> tuple[list[str], list[list[str]], 
     marked = any(row.difference is not None and not row.comparable for row in rows)
     caption = NOTE.format(source=SOURCE) + said + (MARK if marked else "")
     return columns, [[cell[name] for name in columns] for cell in cells], caption
+
+
+def _published(row: Any) -> str:
+    if row.published is None:
+        return "-"
+    return f"{row.published:.1f}" if row.published_sd is None else f"{row.published:.1f} ± {row.published_sd:.1f}"
 
 
 @app.command()

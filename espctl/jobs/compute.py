@@ -39,15 +39,20 @@ class Compute:
         Raises:
             InputError: the device is not there.
         """
-        device = torch.device(self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"there is no CUDA device for {self.device}", "use --device cpu")
+        device = _present(self.device)
         torch.set_num_threads(self.threads)
         return device
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+def _present(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"there is no CUDA device for {name}", "use --device cpu")
+    return device
 
 
 def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
@@ -57,10 +62,13 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
         chosen: the settings.
         flops: operations of the whole work, about; decides whether compiling pays.
         jobs: processes that share the cores.
+
+    Raises:
+        InputError: the device is not there.
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if chosen.device == "auto" else chosen.device
-    kind = torch.device(device).type
+    kind = _present(device).type
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     compiled = chosen.compile == "on"
     if chosen.compile == "auto":

@@ -17,6 +17,7 @@ R = TypeVar("R")
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _events: Any = None
 
 
@@ -38,11 +39,15 @@ def run_all(work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_ev
         return
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
+    before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(jobs, len(items)), context, _begin, (events,)) as pool:
-        futures = {pool.submit(_call, work, item): item for item in items}
+        with _held():  # workers start with signals held back, and take them only while they work
+            futures = {pool.submit(_call, work, item): item for item in items}
         try:
             yield from _collect(futures, events, on_event)
         except BaseException:
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.terminate()  # what it works on is saved; the pool would wait for its end
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -69,18 +74,45 @@ def with_events(events: Any, on_event: Report) -> None:
 def _begin(events: Any) -> None:
     global _events
     _events = events
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt_once)
 
 
 def _call(work: Callable[[T, Report], R], item: T) -> R:
+    if signal.getsignal(signal.SIGTERM) is _heard:  # an item that was on its way when the work was stopped
+        raise Interrupted
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         return work(item, _events.put)
     except KeyboardInterrupt as error:  # a worker must end with an exception that travels
         raise Interrupted from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM wait; processes that it starts begin life with both held back."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt_once(*_: object) -> None:
+    """A worker hears of one Ctrl-C from the terminal and from its parent; the second must not stop it from saving."""
+    for number in _SIGNALS:
+        signal.signal(number, _heard)
+    raise KeyboardInterrupt
+
+
+def _heard(*_: object) -> None:
+    pass  # unlike SIG_IGN, it does not make Python complain of a signal that arrived at the same moment
 
 
 @contextmanager

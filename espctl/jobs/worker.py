@@ -24,10 +24,10 @@ from esp.parametrisation import Frame
 from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.trajectory import Experts, open_trajectory
-from espctl.errors import Interrupted, RunError
+from espctl.errors import RunError
 from espctl.jobs.compute import Compute, peak_memory
 
-Progress = Callable[[int, dict[str, float]], None]
+Progress = Callable[[int, dict[str, float | str]], None]
 LOGGED_STEPS = 1_000
 
 
@@ -45,7 +45,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the lock dies with the process.
+    """Hold a run's folder for this process alone; the lock dies with the process. What a killed one left is removed.
 
     Raises:
         RunError: another process works on the run.
@@ -55,6 +55,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"another process is working on {folder.name}", "wait for it, or stop it first") from error
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
         yield
 
 
@@ -91,26 +93,25 @@ def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_prog
     """Carry a run to its end, from its last checkpoint if there is one; write and return its outcome.
 
     Args:
-        folder: the run's, with `request.json` in it.
+        folder: the run's, with `request.json` in it; the caller has it `locked`.
         cache: folder of converted data sets.
         home: folder that expert paths are relative to.
         checkpoint_every: seconds.
-        on_progress: called after every step with the number of steps done and the latest metrics.
+        on_progress: called with the number of steps done, and the latest metrics, images per second and memory.
 
     Raises:
-        Interrupted: by Ctrl-C or SIGTERM; a checkpoint was written.
-        EspError: the run cannot go on; `outcome.json` says so as well.
+        KeyboardInterrupt: a checkpoint was written.
+        EspError: the run cannot go on.
     """
     begun = datetime.now(UTC)
-    with locked(folder):
-        described = files.read_json(folder / "request.json")
-        request, compute = described["request"], Compute(**described["compute"])
-        task = make_task(request, compute, cache, home)
-        method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
-        state, clock = _resume(folder, task, described["key"])
-        run = _Run(folder, described["key"], clock, checkpoint_every, method.steps, state)
-        run.advance(condense(method, task, request["seed"], state), on_progress)
-        return _finish(folder, described, task, run.state, clock, begun)
+    described = files.read_json(folder / "request.json")
+    request, compute = described["request"], Compute(**described["compute"])
+    task = make_task(request, compute, cache, home)
+    method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
+    state, clock = _resume(folder, task, described["key"])
+    run = _Run(folder, described["key"], task, clock, checkpoint_every, method.steps, state)
+    run.advance(condense(method, task, request["seed"], state), on_progress)
+    return _finish(folder, described, task, run.state, clock, begun)
 
 
 def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
@@ -118,7 +119,7 @@ def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
     if not path.exists():
         return None, _Clock()
     found = artifact.load(path)
-    if found.meta["key"] != key:
+    if (found.meta.get("kind"), found.meta.get("key")) != ("checkpoint", key):
         raise MismatchError(f"{path} belongs to another run", "remove the checkpoint to begin the run anew")
     state = {
         name: tensor.clone() if name == "step" else tensor.clone().to(task.device)
@@ -133,6 +134,7 @@ class _Run:
 
     folder: Path
     key: str
+    task: Task
     clock: _Clock
     every: float
     total: int
@@ -143,24 +145,27 @@ class _Run:
         try:
             with _MetricsLog(self.folder / "metrics.jsonl") as log:
                 self._follow(steps, log, on_progress)
-        except KeyboardInterrupt:
-            self._save()
-            raise Interrupted(f"go on with: espctl condense --resume {self.folder.name}") from None
-        except DivergedError:
+        except (KeyboardInterrupt, DivergedError):
             self._save()
             raise
 
     def _follow(self, steps: Iterator[tuple[State, Metrics]], log: _MetricsLog, on_progress: Progress) -> None:
         saved, spacing = time.monotonic(), max(1, self.total // LOGGED_STEPS)
+        first, begun = int(self.state["step"]) if self.state else 0, saved
         for self.state, metrics in steps:
             done = int(self.state["step"])
             if metrics and (done % spacing == 0 or done == self.total):
                 values = {name: float(value) for name, value in metrics.items()}
                 log.add(done, values)
-                on_progress(done, values)
+                on_progress(done, {**values, **self._cost(done - first, time.monotonic() - begun)})
             if time.monotonic() - saved >= self.every and done < self.total:
                 self._save()
                 saved = time.monotonic()
+
+    def _cost(self, steps: int, seconds: float) -> dict[str, float | str]:
+        """What is shown of the cost so far: synthetic images seen per second, and peak memory."""
+        speed = steps * len(self.task.labels) / max(seconds, 1e-9)
+        return {"images/s": round(speed, 1), "memory": f"{peak_memory(self.task.device) / 1e6:.0f} MB"}
 
     def _save(self) -> None:
         if self.state is not None:

@@ -25,7 +25,7 @@ def markdown(columns: Sequence[str], rows: Rows, caption: str) -> str:
     """A pipe table with its caption below."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows), "", caption])
 
@@ -52,7 +52,7 @@ def latex(columns: Sequence[str], rows: Rows, caption: str) -> str:
 
 
 def _escape(text: str) -> str:
-    escaped = "".join(_LATEX.get(c, r"\textbackslash{}" if c == "\\" else c) for c in text)
+    escaped = "".join(_LATEX.get(c, r"\textbackslash{}" if c == "\\" else c) for c in text.replace("\n", " "))
     return escaped.replace("±", r"$\pm$").replace("—", "---")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,13 +20,13 @@ from esp.parametrisation import Frame, options_of, parse_parametrisation
 from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.trajectory import Experts
-from espctl.errors import Interrupted, RunError
+from espctl.errors import Interrupted, RunError, translate
 from espctl.jobs import pool, worker
 from espctl.jobs.compute import resolve as resolve_compute
 from espctl.services import experts as expert_service
 from espctl.services import provenance
 from espctl.services.experts import relative
-from espctl.services.project import Project, slug
+from espctl.services.project import Project, find_run, slug
 from espctl.store import runs as store_runs
 from espctl.store.records import RunRecord
 
@@ -70,10 +71,14 @@ def method_options(name: str, given: Mapping[str, str]) -> Method:
         InputError: a value of the wrong type.
     """
     kind = resolve(METHODS, "method", name)
-    known = list(getattr(kind, "__dataclass_fields__", {}))
+    if not is_dataclass(kind):
+        raise InputError(f"method {name!r} is not a dataclass", "name a class that is an esp.core.Method")
+    known = [field.name for field in fields(kind)]
     for option in given:
         if option not in known:
             raise UnknownNameError(f"option of method {name}", option, known)
+        if given[option].strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise InputError(f"{option}={given[option]} of method {name} is not finite", f"correct --set {option}=...")
     try:
         method: Method = TypeAdapter(kind).validate_python(dict(given))
     except ValidationError as error:
@@ -83,6 +88,8 @@ def method_options(name: str, given: Mapping[str, str]) -> Method:
             f"{option}={first['input']} of method {name}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             f"correct --set {option}=...",
         ) from error
+    if "steps" in known and method.steps < 1:
+        raise InputError(f"steps={method.steps} of method {name} would do nothing", "give --set steps=1 or more")
     return method
 
 
@@ -147,9 +154,12 @@ def _flops(task: Task, method: Method) -> float:
     return float(task.network.flops) * (9 * images + real) * method.steps
 
 
-def existing(project: Project, key: str) -> RunRecord | None:
-    """The newest run of a request, if it was made before; a finished one rather than one that is not."""
-    found = store_runs.runs_with_key(project.store, key)
+def existing(project: Project, prepared: Prepared) -> RunRecord | None:
+    """The newest run of a request that is still there, if any; a finished one rather than one that is not."""
+    known = store_runs.runs_with_key(project.store, prepared.key)
+    if not known and (project.folder_of(prepared.run) / "request.json").is_file():
+        known = [find_run(project, prepared.run)]
+    found = [run for run in known if (project.folder_of(run.id) / "request.json").is_file()]
     return next((run for run in found if run.state == "finished"), found[0] if found else None)
 
 
@@ -161,6 +171,7 @@ def start(project: Project, prepared: Prepared, on_progress: worker.Progress) ->
         EspError: the run failed, and says why.
     """
     taken = {path.name for path in project.paths.runs.glob(f"{prepared.run}*")}
+    taken |= {run.id for run in store_runs.runs_with_key(project.store, prepared.key)}
     names = [prepared.run, *(f"{prepared.run}-{n}" for n in range(2, len(taken) + 3))]
     run = next(name for name in names if name not in taken)
     folder = project.folder_of(run)
@@ -179,7 +190,7 @@ def resume(project: Project, name: str, on_progress: worker.Progress) -> RunReco
     Raises:
         RunError: there is no such run, or it is finished.
     """
-    record = store_runs.find_run(project.store, name)
+    record = find_run(project, name)
     if record.state == "finished":
         raise RunError(f"the run {record.id} is finished", f"look at it with: espctl runs show {record.id}")
     return carry_out(project, record.id, on_progress)
@@ -187,27 +198,41 @@ def resume(project: Project, name: str, on_progress: worker.Progress) -> RunReco
 
 def steps_of(project: Project, name: str) -> tuple[str, int]:
     """Id and number of steps of a run."""
-    record = store_runs.find_run(project.store, name)
+    record = find_run(project, name)
     request = files.read_json(project.folder_of(record.id) / "request.json")["request"]
     return record.id, int(request["method_options"].get("steps", 0))
 
 
 def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRecord:
-    """Do a run that was entered, in this process, and record how it ended."""
+    """Do a run that was entered, in this process, and record how it ended.
+
+    Raises:
+        RunError: another process is working on it.
+        Interrupted: by Ctrl-C or SIGTERM; the hint says how to go on.
+        EspError: the run failed, and says why.
+    """
     folder = project.folder_of(run)
-    if not (folder / "outcome.json").exists() or files.read_json(folder / "outcome.json")["state"] != "finished":
-        store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
+    with pool.stoppable():
         try:
-            with pool.stoppable():
-                worker.work(
-                    folder, project.paths.data, project.home, project.settings.compute.checkpoint_every, on_progress
-                )
-        except Interrupted as error:
-            store_runs.set_state(project.store, run, "interrupted", error=error.message)
-            raise
-        except (EspError, OSError, RuntimeError) as error:
-            store_runs.set_state(
-                project.store, run, "failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__
-            )
-            raise
-    return store_runs.record_outcome(project.store, folder)
+            with worker.locked(folder):
+                if not _finished(folder):
+                    _work(project, run, on_progress)
+                return store_runs.record_outcome(project.store, folder)
+        except KeyboardInterrupt:
+            store_runs.set_state(project.store, run, "interrupted")
+            raise Interrupted(f"go on with: espctl condense --resume {run}") from None
+
+
+def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
+    store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
+    every = project.settings.compute.checkpoint_every
+    try:
+        worker.work(project.folder_of(run), project.paths.data, project.home, every, on_progress)
+    except (EspError, OSError, RuntimeError) as error:
+        store_runs.set_state(project.store, run, "failed", error=translate(error).message)
+        raise
+
+
+def _finished(folder: Path) -> bool:
+    path = folder / "outcome.json"
+    return path.exists() and files.read_json(path)["state"] == "finished"

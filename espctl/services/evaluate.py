@@ -20,7 +20,7 @@ from espctl.errors import RunError
 from espctl.jobs import pool
 from espctl.jobs.compute import Compute, resolve
 from espctl.services import condense
-from espctl.services.project import Project, slug
+from espctl.services.project import Project, find_run, slug
 from espctl.services.scores import Summary, summaries
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
@@ -59,7 +59,7 @@ def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline
         The ids of the runs that are scored, the asked one first, and the missing items of all of them.
     """
     chosen = project.settings.evaluate
-    record = store_runs.find_run(project.store, name)
+    record = find_run(project, name)
     if record.state != "finished":
         raise RunError(
             f"the run {record.id} is {record.state}", f"finish it first: espctl condense --resume {record.id}"
@@ -106,7 +106,7 @@ def _random(project: Project, record: RunRecord) -> RunRecord:
     flags = {"condense.method": "random", "condense.seed": record.seed, "condense.network": record.network}
     beside = project.with_settings(flags)
     prepared = condense.prepare(beside, condense.Request(record.dataset, record.ipc, {}))
-    known = condense.existing(beside, prepared.key)
+    known = condense.existing(beside, prepared)
     if known and known.state == "finished":
         return known
     return condense.start(beside, prepared, lambda *_: None)

@@ -14,7 +14,7 @@ from esp import artifact, files
 from esp import experts as library
 from esp.data.dataset import Dataset
 from esp.data.store import load as load_data
-from esp.errors import ArtifactError, EspError, InputError, closest_hint
+from esp.errors import ArtifactError, EspError, InputError, UnknownNameError, closest_hint
 from esp.networks.flat import Network, canonical_spec
 from esp.networks.flat import build as build_network
 from esp.training import Recipe
@@ -22,7 +22,7 @@ from esp.trajectory import Trajectory, complaints, open_trajectory
 from espctl.errors import RunError
 from espctl.jobs import pool
 from espctl.jobs.compute import Compute, resolve
-from espctl.services.project import Project, slug
+from espctl.services.project import Project, dataset_name, slug
 from espctl.store.experts import delete_experts, record_expert
 from espctl.store.records import ExpertRecord
 
@@ -102,6 +102,8 @@ def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_I
     _require_space(project.paths.experts, need)
     flops = 3.0 * network.flops * len(data.train_images) * chosen.epochs * max(1, len(missing))
     compute = resolve(project.settings.compute, flops, chosen.jobs)
+    for number in done:  # a process that died, or a lost database, left experts without a row
+        record_expert(project.store, _record(project, folder / f"expert-{number:04d}.safetensors"))
     made = BuildPlan(store, folder, done, missing, need, compute)
     every = project.settings.compute.checkpoint_every
     items = [
@@ -152,6 +154,7 @@ def train(item: _Item, report: pool.Report) -> Path:
 
 def listing(project: Project, dataset: str | None = None, network: str | None = None) -> list[Expert]:
     """All experts, or those of a data set and network, by store and number."""
+    dataset = dataset_name(dataset) if dataset else None
     found = [describe(path) for path in sorted(project.paths.experts.glob("*/expert-*.safetensors"))]
     wanted = canonical_spec(network) if network else None
     return [e for e in found if dataset in (None, e.dataset) and wanted in (None, e.network)]
@@ -188,6 +191,7 @@ def curve(project: Project, name: str) -> tuple[Expert, list[dict[str, Any]]]:
 
 def verify(project: Project, stores: Sequence[str] = ()) -> list[tuple[str, str | None]]:
     """Check every byte of the experts of some stores, or of all: (name, what is wrong or None)."""
+    _require_stores(project, stores)
     results: list[tuple[str, str | None]] = []
     for path in sorted(project.paths.experts.glob("*/expert-*.safetensors")):
         if stores and path.parent.name not in stores:
@@ -233,8 +237,9 @@ def for_run(
             fitting.setdefault(path.parent.name, []).append(path)
     command = f"espctl experts build --dataset {data.name} --network {network.spec}"
     if not fitting:
-        where = f" in {store}" if store else ""
-        raise InputError(f"there are no experts of {network.spec} on {data.name}{where}", f"build them: {command}")
+        raise InputError(
+            f"there are no experts of {network.spec} on {data.name}{_instead(project, store)}", f"build them: {command}"
+        )
     if len(fitting) > 1:
         raise InputError(f"several stores of experts fit: {', '.join(fitting)}", "choose one with --experts NAME")
     paths = next(iter(fitting.values()))
@@ -243,6 +248,22 @@ def for_run(
             f"{count} experts were asked, there are {len(paths)}", f"build more: {command} --count {count}"
         )
     return [open_trajectory(path) for path in paths[: count or None]]
+
+
+def _instead(project: Project, store: str | None) -> str:
+    """What a named store has, when it does not fit."""
+    if not store:
+        return ""
+    _require_stores(project, [store])
+    meta = open_trajectory(next((project.paths.experts / store).glob("expert-*.safetensors"))).meta
+    return f" in {store}, which has {meta['network']} on {meta['dataset']} ({meta['fingerprint'][:6]})"
+
+
+def _require_stores(project: Project, stores: Sequence[str]) -> None:
+    known = sorted({path.parent.name for path in project.paths.experts.glob("*/expert-*.safetensors")})
+    for store in stores:
+        if store not in known:
+            raise UnknownNameError("store of experts", store, known)
 
 
 def _fits(path: Path, data: Dataset, network: Network) -> bool:
@@ -273,8 +294,11 @@ def _unfinished_users(project: Project, store: str) -> list[str]:
 
 
 def _record(project: Project, path: Path) -> ExpertRecord:
-    trajectory, facts = open_trajectory(path), files.read_json(path.with_suffix(".json"))
+    trajectory, beside = open_trajectory(path), path.with_suffix(".json")
     meta = trajectory.meta
+    # A process that died between the two files left an expert without its facts.
+    facts = files.read_json(beside) if beside.exists() else {}
+    created = facts.get("created") or datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat()
     return ExpertRecord(
         dataset=meta["dataset"],
         fingerprint=meta["fingerprint"],
@@ -288,8 +312,8 @@ def _record(project: Project, path: Path) -> ExpertRecord:
         sha256=trajectory.digest,
         bytes=path.stat().st_size,
         accuracy=meta["curve"][-1]["accuracy"],
-        created=datetime.fromisoformat(facts["created"]),
-        seconds=facts["seconds"],
+        created=datetime.fromisoformat(created),
+        seconds=facts.get("seconds"),
     )
 
 

@@ -8,8 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from esp.data import check_name
 from espctl import settings as configuration
+from espctl.errors import RunError
+from espctl.store import runs as store_runs
 from espctl.store.engine import Store, open_store
+from espctl.store.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,44 @@ class Project:
 
     @cached_property
     def store(self) -> Store:
-        """The database, opened when first used; made when missing."""
-        return open_store(self.paths.database, self.home)
+        """The database, opened when first used; made when missing, with the runs whose folders are there."""
+        store = open_store(self.paths.database, self.home)
+        if store.created:
+            store_runs.sync(store, self.paths.runs)
+        return store
 
     def folder_of(self, run: str) -> Path:
         """A run's folder."""
         return self.paths.runs / run
+
+
+def dataset_name(name: str) -> str:
+    """The name under which results of a data set are stored.
+
+    Raises:
+        UnknownNameError, InputError: it is no name of a data set.
+    """
+    check_name(name)
+    if ":" not in name:
+        return name
+    from esp.data.store import canonical_name  # imports torch, which listings do without
+
+    return canonical_name(name)
+
+
+def find_run(project: Project, name: str) -> RunRecord:
+    """The run called `name`, or the only one that begins so; also one whose process died before it was entered.
+
+    Raises:
+        RunError: there is none, or several.
+    """
+    try:
+        return store_runs.find_run(project.store, name)
+    except RunError:
+        if not (name and (project.folder_of(slug(name)) / "request.json").is_file()):
+            raise
+    store_runs.sync(project.store, project.paths.runs)
+    return store_runs.find_run(project.store, name)
 
 
 def slug(text: str) -> str:

@@ -9,9 +9,12 @@ from typing import Any
 
 from esp.errors import InputError
 from esp.files import canonical
+from esp.protocols import PROTOCOLS
+from esp.registry import check
 from esp.statistics import mean_and_sd
+from espctl.errors import RunError
 from espctl.report import published
-from espctl.services.project import Project
+from espctl.services.project import Project, dataset_name
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
 
@@ -57,8 +60,12 @@ def table1(
     """Table 1 for one data set: every finished and scored run, grouped over seeds.
 
     Raises:
+        UnknownNameError: there is no such data set, protocol or network.
         InputError: nothing has been scored on this data set.
     """
+    dataset = dataset_name(dataset)
+    if protocol:
+        check(PROTOCOLS, "protocol", protocol.partition("@")[0])
     if network:
         from esp.networks.flat import canonical_spec  # imports torch, which the tables do without
 
@@ -66,19 +73,20 @@ def table1(
     filters: dict[str, Any] = {"dataset": dataset, "state": "finished", **({"ipc": ipc} if ipc else {})}
     pairs = store_runs.list_evaluations(project.store, filters, protocol=protocol)
     requests = store_runs.requests_of(project.store, list({run.id for run, _ in pairs}))
-    cells: dict[tuple[Any, ...], list[tuple[RunRecord, EvaluationRecord]]] = {}
+    # A repeated run makes the same set and the same networks again: counting both would narrow the spread.
+    cells: dict[tuple[Any, ...], dict[tuple[str, int], tuple[RunRecord, EvaluationRecord]]] = {}
     for run, score in pairs:
         if network in (None, score.network):
             request = requests[run.id]
             same = {name: value for name, value in request.items() if name != "seed"}
             key = (canonical(same), _options(request), score.network, score.protocol_hash)
-            cells.setdefault(key, []).append((run, score))
+            cells.setdefault(key, {})[run.key, score.seed] = run, score
     if not cells:
         raise InputError(
             f"nothing has been scored on {dataset}",
             f"espctl condense --dataset {dataset} --ipc 1, then espctl evaluate RUN",
         )
-    return sorted((_row(dataset, key[1], found) for key, found in cells.items()), key=_place)
+    return sorted((_row(dataset, key[1], list(found.values())) for key, found in cells.items()), key=_place)
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -118,11 +126,20 @@ def _options(request: Mapping[str, Any]) -> str:
 
 
 def images(project: Project, name: str, path: Path) -> Path:
-    """Draw a run's synthetic images, one row per class, and write a PNG."""
+    """Draw a run's synthetic images, one row per class, and write a PNG.
+
+    Raises:
+        InputError: the file is not named like a PNG.
+        RunError: there is no such run, or it has made nothing yet.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} is not a PNG file", "give a name that ends in .png")
     from esp import condensed, pictures  # imports torch, which the tables do without
     from esp.data.dataset import to_pixels
 
     run = store_runs.find_run(project.store, name)
+    if run.state != "finished":
+        raise RunError(f"the run {run.id} is {run.state}", f"finish it first: espctl condense --resume {run.id}")
     found = condensed.load(project.folder_of(run.id) / "synthetic.safetensors")
     frame = found.parametrisation.frame
     each = len(found.labels()) // frame.classes

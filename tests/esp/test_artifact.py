@@ -72,8 +72,8 @@ def test_every_changed_byte_is_found(path: Path) -> None:
     whole = small(path)
     with path.open("r+b", buffering=0) as file:
         for place, byte in enumerate(whole):
-            for flipped in (byte ^ 0xFF, byte ^ 0x20, byte ^ 1 << place % 8):
-                os.pwrite(file.fileno(), bytes([flipped]), place)
+            for mask in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+                os.pwrite(file.fileno(), bytes([byte ^ mask]), place)
                 with pytest.raises(ArtifactError):
                     artifact.load(path)
             os.pwrite(file.fileno(), bytes([byte]), place)

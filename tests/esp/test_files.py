@@ -47,6 +47,12 @@ def test_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
         files.read_json(tmp_path / "nothing")
 
 
+def interrupted(path: Path) -> None:
+    with files.aside(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     files.write_text(path, "é\n")
@@ -54,9 +60,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         files.write_text(path, "\ud800")
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(path, float("inf"))
-    with pytest.raises(KeyboardInterrupt), files.aside(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path)
     assert path.read_bytes() == "é\n".encode()
     assert list(path.parent.iterdir()) == [path]
 
