@@ -2,8 +2,8 @@
 
     python scripts/fill_readme.py [--check]
 
-A block begins with `<!-- from results/FILE -->` and ends with `<!-- end -->`. A Markdown file is put in as it is, any other
-text as a code block. `--check` changes nothing and fails when a block differs from its file.
+A block begins with `<!-- from results/FILE -->` and ends with `<!-- end -->`. A Markdown file is put in as it is, any
+other text as a code block. `--check` changes nothing and fails when a block differs from its file.
 """
 
 from __future__ import annotations

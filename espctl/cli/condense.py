@@ -21,7 +21,10 @@ def condense(
     parametrisation: Annotated[
         str | None,
         typer.Option(
-            "--parametrisation", "-P", metavar="SPEC", help="pixels, or latent[,decoders=4,...]; default: the method's."
+            "--parametrisation",
+            "-P",
+            metavar="SPEC",
+            help="pixels, multiformation[,factor=2], or latent[,decoders=4,...]; default: the method's.",
         ),
     ] = None,
     set_: Annotated[

@@ -66,10 +66,10 @@ def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline
         )
     protocol = find_protocol(chosen.protocol)
     protocol = protocol.with_epochs(epochs) if epochs else protocol
-    records = [record]
+    records, items = [record], _items(project, record, protocol, jobs)  # checked before a baseline is selected
     if baseline and record.method != "random":
         records.append(_random(project, record))
-    items = [item for r in records for item in _items(project, r, protocol, jobs)]
+        items += _items(project, records[1], protocol, jobs)
     for item in items:
         if item.path.exists():
             store_runs.record_evaluation(project.store, item.run, files.read_json(item.path))

@@ -136,7 +136,10 @@ class Launcher:
         number = len(list(self.folder.iterdir()))
         out, err = self.folder / f"{number}.out", self.folder / f"{number}.err"
         order = {"arguments": project.arguments(*words), "out": str(out), "err": str(err)}
-        return Process(int(ask(self.server, order)), out, err, self.server)
+        process = Process(int(ask(self.server, order)), out, err, self.server)
+        while not err.exists():  # from here on the program itself is running
+            time.sleep(0.001)
+        return process
 
 
 @pytest.fixture(scope="session", autouse=True)

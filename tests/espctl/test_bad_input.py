@@ -443,7 +443,7 @@ def test_a_run_whose_folder_is_gone_is_said_so_and_can_be_made_again(project: An
 
 
 def test_control_c_while_a_command_starts_leaves_no_traceback(project: Any, launch: Any) -> None:
-    for delay in (0.0, 0.05, 0.1, 0.2):
+    for delay in (0.01, 0.05, 0.1, 0.2):
         process = launch(project, f"{CONDENSE} --seed 8 --again")
         time.sleep(delay)
         process.kill(2)

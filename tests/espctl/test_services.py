@@ -300,7 +300,7 @@ with locked(Path({str(tmp_path)!r})):
 
 
 def test_progress_is_reported_after_every_step(project: Any) -> None:
-    seen: list[tuple[int, dict[str, float]]] = []
+    seen: list[tuple[int, dict[str, float | str]]] = []
     opened = Project.open({"home": project.home, "condense.method": "dm"})
     prepared = condense.prepare(opened, condense.Request("digits", 1, {"steps": "5", "real_batch": "8"}))
     record = condense.start(opened, prepared, lambda done, values: seen.append((done, values)))
