@@ -1,6 +1,17 @@
-"""`python -m espctl` is the installed command `espctl`."""
+"""The command `espctl`, and `python -m espctl`."""
 
-from espctl.cli import main
+import sys
+
+
+def main() -> None:
+    """Import the command line and run it; Ctrl-C while it is imported is no traceback either."""
+    try:
+        from espctl.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\nhint: run the same command again to go on\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -96,6 +96,14 @@ def line(message: object) -> None:
     print(clean(message))
 
 
+def prose(message: object) -> None:
+    """Print a sentence or two to standard output, folded between words on a terminal."""
+    from rich.text import Text
+
+    words = clean(message)
+    _console(_width(words) + 1).print(Text(words))
+
+
 def block(text: str) -> None:
     """Print text of several lines to standard output, each as it is but for control characters."""
     for part in text.split("\n"):
@@ -310,7 +318,8 @@ def _bar_line(console: Console, label: str, done: int, total: int, detail: str) 
     room = console.width - 3
     count = f" {done}/{total} "
     label = label[: max(0, room - len(count))]
-    width = min(40, room // 4, room - len(label) - len(count) - len("0:00:00 left "))
+    left = room - len(label) - len(count)
+    width = min(40, room // 4, left - len("0:00:00 left "), max(8, left - len(detail) - 2))
     width = width if width >= 4 else 0
     filled = round(width * min(1.0, done / max(1, total)))
     full, empty = ("━", "─") if console.encoding.startswith("utf") else ("#", "-")

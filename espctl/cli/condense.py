@@ -107,9 +107,15 @@ def _carry_out(project: Any, run: str, steps: int, work: Any) -> None:
 
     output, begun = project.settings.output, time.monotonic()
     with render.Progress(steps, run, output.quiet) as progress:
-        record = work(lambda done, values: progress.update(done, **values))
+        record = work(lambda done, values: progress.update(done, **_shown(values)))
     render.note(f"{record.id}: finished in {render.duration(time.monotonic() - begun)}", output.quiet)
     _show(project, record)
+
+
+def _shown(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics and cost, what matters most first, for the end of the line is cut on a narrow screen."""
+    first = [name for name in ("loss", "images/s", "memory") if name in values]
+    return {name: values[name] for name in [*first, *(name for name in values if name not in first)]}
 
 
 def _show(project: Any, run: Any) -> None:

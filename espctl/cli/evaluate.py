@@ -59,9 +59,7 @@ def evaluate(
     if output.json:
         render.emit_json(found)
         return
-    columns = ("run", "network", "protocol", "accuracy % (last epoch)", "n", "best check on the test set %")
-    rows = [
-        (s.run, s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd))
-        for s in found
-    ]
-    render.table(columns, rows)
+    columns = ("run", "accuracy %", "n", "best check %")
+    rows = [(s.run, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in found]
+    render.table(columns, rows, f"{found[0].network}, protocol {found[0].protocol}")
+    render.prose("Accuracy is that after the last epoch; the best check was chosen on the test set.")

@@ -96,22 +96,20 @@ def ls(
 
 
 def _table(found: list[Any]) -> None:
+    """A table for each store: what its experts have in common is its title, so that it fits a narrow screen."""
     from espctl import render
 
-    rows = [
-        (
-            e.name,
-            e.dataset,
-            e.network,
-            e.epochs,
-            f"{e.accuracy:.1%}",
-            e.dtype,
-            f"{e.bytes / 1e6:.1f} MB",
-            "yes" if e.healthy else "NO",
-        )
-        for e in found
-    ]
-    render.table(("expert", "data set", "network", "epochs", "accuracy", "dtype", "size", "healthy"), rows)
+    columns = ("expert", "epochs", "accuracy", "size", "healthy")
+    for index, store in enumerate(dict.fromkeys(e.path.parent.name for e in found)):
+        members = [e for e in found if e.path.parent.name == store]
+        first = members[0]
+        rows = [
+            (e.number, e.epochs, f"{e.accuracy:.1%}", f"{e.bytes / 1e6:.1f} MB", "yes" if e.healthy else "NO")
+            for e in members
+        ]
+        if index:
+            render.line("")
+        render.table(columns, rows, f"{store}: {first.network} on {first.dataset}, {first.dtype}")
 
 
 @app.command()

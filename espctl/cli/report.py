@@ -16,7 +16,8 @@ Format = Annotated[
     typer.Option("--format", "-f", metavar="FORMAT", help="md, csv, json or latex in place of a screen table."),
 ]
 NOTE = (
-    "Accuracy in percent after the last epoch, mean ± standard deviation over n networks. Published: {source}, Table 1."
+    "Accuracy in percent after the last epoch, mean ± standard deviation over n networks; best is the mean of the best "
+    "checks, chosen on the test set. Published: {source}, Table 1."
 )
 MARK = " * not comparable: another network, protocol length or option than published."
 
@@ -48,7 +49,7 @@ def table1(
     columns, cells, caption = _layout(dataset, rows)
     if format is None:
         render.table(columns, cells, f"Table 1, {dataset}")
-        render.line(caption)
+        render.prose(caption)
     else:
         render.block(formats.FORMATS[format](columns, cells, caption))
 
@@ -61,22 +62,23 @@ def _layout(dataset: str, rows: list[Any]) -> tuple[list[str], list[list[str]], 
     cells = [
         {
             "method": row.method,
-            "stored as": row.stored,
+            "stored": row.stored,
             "ipc": str(row.ipc),
             "network": row.network,
             "protocol": row.protocol,
             "accuracy": f"{row.mean:.1f} ± {row.sd:.1f}",
             "n": str(row.n),
             "published": _published(row),
-            "difference": "-" if row.difference is None else f"{row.difference:+.1f}{'' if row.comparable else ' *'}",
-            "best check": f"{row.best:.1f}",
+            "diff": "-" if row.difference is None else f"{row.difference:+.1f}{'' if row.comparable else ' *'}",
+            "best": f"{row.best:.1f}",
             "options": row.options or "-",
         }
         for row in rows
     ]
     movable = ("ipc", "network", "protocol")
     shared = {name: cells[0][name] for name in movable if len(rows) > 1 and len({cell[name] for cell in cells}) == 1}
-    columns = [name for name in cells[0] if name not in shared]
+    hidden = {*shared, *(["options"] if all(cell["options"] == "-" for cell in cells) else [])}
+    columns = [name for name in cells[0] if name not in hidden]
     said = "".join(f" {render.clean(name)}: {value}." for name, value in {"Data set": dataset, **shared}.items())
     marked = any(row.difference is not None and not row.comparable for row in rows)
     caption = NOTE.format(source=SOURCE) + said + (MARK if marked else "")

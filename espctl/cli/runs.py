@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -44,10 +45,9 @@ def ls(
         score = (
             ", ".join(f"{render.percent(s.mean, s.sd)} ({s.n}, {s.protocol})" for s in scores.get(run.id, ())) or None
         )
-        rows.append((run.id, run.state, run.parametrisation, run.network, run.seed, run.preset, run.seconds, score))
-    render.table(
-        ("run", "state", "stored as", "network", "seed", "options", "seconds", "accuracy % (n, protocol)"), rows
-    )
+        took = render.duration(run.seconds) if run.seconds is not None else None
+        rows.append((run.id, run.state, f"{run.parametrisation} {run.network}", run.seed, took, score))
+    render.table(("run", "state", "stored, network", "seed", "time", "accuracy % (n, protocol)"), rows)
 
 
 @app.command()
@@ -76,7 +76,7 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
             },
             **{f"  {name}": value for name, value in request["method_options"].items()},
             **{f"  {name}": value for name, value in request["parametrisation_options"].items()},
-            "experts": [entry["path"] for entry in request["experts"]] or None,
+            "experts": _experts(request["experts"]),
             "stored numbers": f"{record.stored_numbers} of {record.budget_numbers}" if record.stored_numbers else None,
             "seconds": record.seconds,
             "peak memory": f"{record.peak_memory_bytes / 1e6:.0f} MB" if record.peak_memory_bytes else None,
@@ -90,4 +90,11 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
             (s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd))
             for s in shown.scores
         ]
-        render.table(("network", "protocol", "accuracy % (last epoch)", "n", "best check on the test set %"), rows)
+        render.table(("network", "protocol", "accuracy %", "n", "best check %"), rows)
+        render.prose("Accuracy is that after the last epoch; the best check was chosen on the test set.")
+
+
+def _experts(entries: list[dict[str, str]]) -> list[str] | None:
+    """How many experts of each store; there may be hundreds."""
+    counts = Counter(entry["path"].rpartition("/")[0] for entry in entries)
+    return [f"{count} of {store}" for store, count in counts.items()] or None

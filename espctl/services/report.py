@@ -18,7 +18,8 @@ from espctl.services.project import Project, dataset_name
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
 
-ORDER = ("random", "herding", "dc", "dsa", "dm", "kip", "cafe+dsa", "mtt", "idc", "kfs", "esp")
+PUBLISHED_AS = {"cafe": "cafe+dsa"}  # whose defaults are the variant with augmentation
+ORDER = ("random", "herding", "dc", "dsa", "dm", "kip", "cafe", "mtt", "idc", "kfs", "esp")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, Evaluation
     mean, sd = mean_and_sd([100 * score.accuracy for _, score in pairs])
     best, _ = mean_and_sd([100 * (score.best_accuracy or score.accuracy) for _, score in pairs])
     base = first.network.partition(",")[0]
-    known = published.find("1", dataset, run.ipc, run.method, base)
-    same = not options and base == first.network == run.network and "@" not in first.protocol
+    known = published.find("1", dataset, run.ipc, PUBLISHED_AS.get(run.method, run.method), base)
+    same = run.preset == "default" and base == first.network == run.network and "@" not in first.protocol
     return Row(
         run.method,
         options,

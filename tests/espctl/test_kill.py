@@ -15,7 +15,9 @@ import pytest
 
 STEPS = 30
 OPTIONS = f"--set steps={STEPS} --set real_batch=8 --set segment=2 --set start_max=2 --set restart=7"
-CONDENSE = f"condense --dataset digits --ipc 1 --method esp {OPTIONS} -P latent,decoders=2 --seed 5 --checkpoint-every 0.0001"
+CONDENSE = (
+    f"condense --dataset digits --ipc 1 --method esp {OPTIONS} -P latent,decoders=2 --seed 5 --checkpoint-every 0.0001"
+)
 
 
 @pytest.fixture(scope="module")

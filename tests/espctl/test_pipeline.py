@@ -167,7 +167,7 @@ def test_the_table_in_every_format(whole: Any) -> None:
     assert cell in screen
     assert "protocol: dsa@3" in screen
     markdown = whole("report table1 --dataset digits --format md").out.splitlines()
-    assert markdown[0].startswith("| method | stored as | accuracy | n |")
+    assert markdown[0].startswith("| method | stored | accuracy | n | published | diff | best | options |")
     assert markdown[2].startswith(f"| random | pixels | {cell} | 2 |")
     parsed = list(csv.DictReader(io.StringIO(whole("report table1 --dataset digits --format csv").out)))
     assert [row["method"] for row in parsed] == ["random", "dm", "esp"]

@@ -172,14 +172,14 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(
     quiet: bool, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with render.Progress(100, "train", quiet) as progress:
-        for done in range(1, 31):
+        for done in range(1, 36):
             clock.now += 1.0
             progress.update(done, loss=0.5, images_per_s=1234.0, note=f"{ESCAPE}[31m")
     lines = capsys.readouterr().err.splitlines()
     if quiet:
         assert lines == []
         return
-    assert [line.split("  ")[0] for line in lines] == ["train 10/100", "train 20/100", "train 30/100", "train 30/100"]
+    assert [line.split("  ")[0] for line in lines] == ["train 10/100", "train 20/100", "train 30/100", "train 35/100"]
     assert lines[0] == "train 10/100  1:30 left  loss 0.5  images per s 1234  note \\x1b[31m"
 
 
