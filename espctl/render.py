@@ -116,6 +116,11 @@ def note(message: object, quiet: bool = False) -> None:
         print(clean(message), file=sys.stderr, flush=True)
 
 
+def path(value: Path | str) -> str:
+    """An absolute path as seen from the working folder, when that is shorter; other text as it is."""
+    return min(str(value), os.path.relpath(value), key=len) if Path(value).is_absolute() else str(value)
+
+
 def percent(mean: float, sd: float) -> str:
     """Fractions as `63.0 ± 0.4`, in percent."""
     return f"{100 * mean:.1f} ± {100 * sd:.1f}"

@@ -133,6 +133,6 @@ def _show(project: Any, run: Any) -> None:
             "stored": f"{run.parametrisation}, {run.stored_numbers:,} of {run.budget_numbers:,} numbers",
             "seconds": run.seconds,
             "peak memory": f"{run.peak_memory_bytes / 1e6:,.0f} MB",
-            "folder": project.home / run.folder,
+            "folder": render.path(project.home / run.folder),
         }
     )

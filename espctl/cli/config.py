@@ -26,7 +26,7 @@ def show(
         with_origin = {setting.key: {"value": setting.value, "origin": setting.origin} for setting in found}
         render.emit_json(with_origin if origin else {setting.key: setting.value for setting in found})
     elif origin:
-        rows = [(setting.key, config.toml(setting.value), config.short(setting.origin)) for setting in found]
+        rows = [(setting.key, config.toml(setting.value), render.path(setting.origin)) for setting in found]
         render.table(("setting", "value", "origin"), rows)
     else:
         render.record({setting.key: config.toml(setting.value) for setting in found})

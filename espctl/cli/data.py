@@ -149,7 +149,7 @@ def _print_info(found: Info) -> None:
             "deviation": f"{', '.join(f'{value:.4g}' for value in found.std)} ({found.statistics})",
             "flips keep labels": found.flips,
             "fingerprint": found.fingerprint,
-            "file": f"{found.path} ({_size(found.bytes)})",
+            "file": f"{render.path(found.path)} ({_size(found.bytes)})",
         }
     )
 

@@ -136,7 +136,7 @@ def show(
             "epochs": found.epochs,
             "test accuracy": f"{found.accuracy:.2%}",
             "training loss": found.loss,
-            "file": f"{found.path}, {found.bytes / 1e6:.1f} MB, {found.dtype}",
+            "file": f"{render.path(found.path)}, {found.bytes / 1e6:.1f} MB, {found.dtype}",
             "healthy": "yes" if found.healthy else "no",
         }
     )

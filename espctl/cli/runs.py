@@ -68,7 +68,7 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
             "run": record.id,
             "state": record.state if not record.error else f"{record.state}: {record.error}",
             "created": record.created,
-            "folder": project.home / record.folder,
+            "folder": render.path(project.home / record.folder),
             **{
                 name: value
                 for name, value in request.items()

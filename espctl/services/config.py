@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,3 @@ def file(flags: Mapping[str, Any]) -> Path:
 def toml(value: object) -> str:
     """A value as it is written in the file, without quotes."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def short(origin: str) -> str:
-    """An origin for people: a file as seen from the working folder when that is shorter."""
-    return min(origin, os.path.relpath(origin), key=len) if Path(origin).is_absolute() else origin

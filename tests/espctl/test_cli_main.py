@@ -185,19 +185,21 @@ def test_a_signal_ends_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "sleeping.py").write_text(
         "import time\ndef sleep() -> None:\n    print('on', flush=True)\n    time.sleep(30)"
     )
-    code = "from espctl import cli; cli.COMMANDS['sleep'] = ('sleeping:sleep', 'Sleep.'); cli.main(['sleep'])"
+    # A shell starts its background jobs with Ctrl-C ignored, and the tests may run in one.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from espctl import cli; cli.COMMANDS['sleep'] = ('sleeping:sleep', ''); cli.main(['sleep'])"
     root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "on\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=40)
     assert process.returncode == 130
     assert err.splitlines()[0] == "error: interrupted"
 
