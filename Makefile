@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint readme clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -24,6 +24,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+readme: $(READY)
+	$(BIN)/python scripts/fill_readme.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -9,44 +9,52 @@ import typer
 
 from espctl.cli import options
 
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", "-d", metavar="NAME", help="Data set.", autocompletion=options.complete_dataset),
+]
+Ipc = Annotated[int | None, typer.Option("--ipc", help="Budget: so many plain images per class.")]
+Parametrisation = Annotated[
+    str | None,
+    typer.Option(
+        "--parametrisation",
+        "-P",
+        metavar="SPEC",
+        help="pixels, multiformation[,factor=2], or latent[,decoders=4,...]; default: the method's.",
+    ),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")
+]
+ExpertStore = Annotated[
+    str | None, typer.Option("--experts", metavar="STORE", help="Store of experts, when several fit.")
+]
+ExpertCount = Annotated[int | None, typer.Option("--expert-count", min=1, help="Use only so many of them.")]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run),
+]
+Again = Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")]
+CheckpointEvery = Annotated[float | None, typer.Option(help="Seconds between checkpoints.")]
+
 
 def condense(
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", "-d", metavar="NAME", help="Data set.", autocompletion=options.complete_dataset),
-    ] = None,
-    ipc: Annotated[int | None, typer.Option("--ipc", help="Budget: so many plain images per class.")] = None,
+    dataset: DatasetName = None,
+    ipc: Ipc = None,
     method: options.Method = None,
     network: options.Network = None,
-    parametrisation: Annotated[
-        str | None,
-        typer.Option(
-            "--parametrisation",
-            "-P",
-            metavar="SPEC",
-            help="pixels, multiformation[,factor=2], or latent[,decoders=4,...]; default: the method's.",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")
-    ] = None,
+    parametrisation: Parametrisation = None,
+    set_: Set = None,
     seed: options.Seed = None,
-    experts: Annotated[
-        str | None, typer.Option("--experts", metavar="STORE", help="Store of experts, when several fit.")
-    ] = None,
-    expert_count: Annotated[int | None, typer.Option("--expert-count", min=1, help="Use only so many of them.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run
-        ),
-    ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")] = False,
+    experts: ExpertStore = None,
+    expert_count: ExpertCount = None,
+    resume: Resume = None,
+    again: Again = False,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
     chunk: options.Chunk = None,
-    checkpoint_every: Annotated[float | None, typer.Option(help="Seconds between checkpoints.")] = None,
+    checkpoint_every: CheckpointEvery = None,
     home: options.Home = None,
     json: options.Json = None,
     quiet: options.Quiet = None,

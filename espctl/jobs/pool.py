@@ -56,14 +56,14 @@ def _collect(futures: dict[Future[R], T], events: Any, on_event: Report) -> Iter
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-        with_events(events, on_event)
+        _deliver(events, on_event)
         for future in done:
             yield futures[future], future.result()
-    with_events(events, on_event)
+    _deliver(events, on_event)
 
 
-def with_events(events: Any, on_event: Report) -> None:
-    """Hand over every event that has arrived."""
+def _deliver(events: Any, on_event: Report) -> None:
+    """Hand every event that has arrived to the caller."""
     while True:
         try:
             on_event(events.get_nowait())
@@ -112,7 +112,7 @@ def _interrupt_once(*_: object) -> None:
 
 
 def _heard(*_: object) -> None:
-    pass  # unlike SIG_IGN, it does not make Python complain of a signal that arrived at the same moment
+    """Do nothing. Unlike SIG_IGN, it does not make Python complain of a signal that arrived at the same moment."""
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def prepare(project: Project, request: Request) -> Prepared:
         "network": network.spec,
         "seed": chosen.seed,
         "experts": [{"path": relative(project, t.path), "sha256": t.digest} for t in found],
-        "preset": "custom" if changed or name != method.default_parametrisation else "default",
+        "preset": "custom" if changed or spec != method.default_parametrisation else "default",
     }
     return _describe(project, described, task, method)
 

@@ -42,8 +42,9 @@ class Item:
 
     @property
     def path(self) -> Path:
-        """Where its score goes."""
-        return self.folder / "evaluations" / f"{slug(self.protocol.name)}.{slug(self.network)}.s{self.seed}.json"
+        """Where its score goes: a protocol that changed under its name has another file, and is scored again."""
+        protocol = f"{slug(self.protocol.name)}-{self.protocol.hash[:6]}"
+        return self.folder / "evaluations" / f"{protocol}.{slug(self.network)}.s{self.seed}.json"
 
 
 def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline: bool) -> tuple[list[str], list[Item]]:

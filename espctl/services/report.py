@@ -101,7 +101,6 @@ def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, Evaluation
     best, _ = mean_and_sd([100 * (score.best_accuracy or score.accuracy) for _, score in pairs])
     base = first.network.partition(",")[0]
     known = published.find("1", dataset, run.ipc, PUBLISHED_AS.get(run.method, run.method), base)
-    same = run.preset == "default" and base == first.network == run.network and "@" not in first.protocol
     return Row(
         run.method,
         options,
@@ -116,9 +115,15 @@ def _row(dataset: str, options: str, pairs: Sequence[tuple[RunRecord, Evaluation
         known.mean if known else None,
         known.sd if known else None,
         mean - known.mean if known else None,
-        same,
+        comparable(run, first),
         tuple(sorted({r.id for r, _ in pairs})),
     )
+
+
+def comparable(run: RunRecord, score: EvaluationRecord) -> bool:
+    """Whether a score was made as the published ones: the method's own options, the full network, an uncut protocol."""
+    plain = "," not in score.network and run.network == score.network
+    return run.preset == "default" and plain and "@" not in score.protocol
 
 
 def _options(request: Mapping[str, Any]) -> str:
