@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,7 +37,7 @@ def run_all(work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_ev
             yield item, work(item, on_event)
         return
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
+    events = context.SimpleQueue()  # what was put is there: an item's events arrive before its result does
     before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(jobs, len(items)), context, _begin, (events,)) as pool:
         with _held():  # workers start with signals held back, and take them only while they work
@@ -59,16 +58,12 @@ def _collect(futures: dict[Future[R], T], events: Any, on_event: Report) -> Iter
         _deliver(events, on_event)
         for future in done:
             yield futures[future], future.result()
-    _deliver(events, on_event)
 
 
 def _deliver(events: Any, on_event: Report) -> None:
     """Hand every event that has arrived to the caller."""
-    while True:
-        try:
-            on_event(events.get_nowait())
-        except queue.Empty:
-            return
+    while not events.empty():
+        on_event(events.get())
 
 
 def _begin(events: Any) -> None:
