@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint readme clean
+.PHONY: demo test lint readme docs fuzz clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
@@ -28,5 +28,14 @@ $(READY): pyproject.toml constraints.txt
 readme: $(READY)
 	$(BIN)/python scripts/fill_readme.py
 
+docs: $(READY)
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/mkdocs build --strict
+
+# A minute for each parser; atheris is only installed for this.
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(BIN)/python -m fuzz --seconds 60
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

@@ -22,9 +22,12 @@ _PUBLIC = {
     "Network": "esp.networks.flat",
     "Protocol": "esp.evaluation",
     "Recipe": "esp.training",
+    "SyntheticDataset": "esp.synthetic",
     "Task": "esp.core",
+    "TrainedNetwork": "esp.synthetic",
     "Trainer": "esp.training",
     "condense": "esp.core",
+    "train_network": "esp.synthetic",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (names of a table)
 

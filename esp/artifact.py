@@ -78,7 +78,8 @@ def load(path: Path) -> Artifact:
         raise ArtifactError(f"{path} does not hold the tensors that it lists", DAMAGED)
     for name, tensor in tensors.items():
         expected = body["digests"][name]
-        found = [tensor_digest(row) for row in tensor] if isinstance(expected, list) else tensor_digest(tensor)
+        rows = isinstance(expected, list) and tensor.ndim > 0
+        found = [tensor_digest(row) for row in tensor] if rows else tensor_digest(tensor)
         if found != expected:
             raise ArtifactError(f"{path}: the checksum of {name!r} does not match", DAMAGED)
     return Artifact(body["meta"], tensors, body["digest"])
@@ -88,6 +89,12 @@ def read_meta(path: Path) -> tuple[dict[str, Any], str]:
     """Metadata and digest of an artifact, without reading its tensors."""
     with _opened(path) as (_, body):
         return body["meta"], body["digest"]
+
+
+def content_digest(path: Path) -> str:
+    """Digest of the tensors alone: equal for files that hold the same numbers, whatever their metadata say."""
+    with _opened(path) as (_, body):
+        return sha256(canonical(body["digests"]))
 
 
 def read_rows(path: Path, name: str, start: int, stop: int) -> Tensor:
@@ -133,7 +140,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(metadata["esp"])
         exact = metadata["esp"] == canonical(body)
         digest, version = body.pop("digest"), body["format"]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} was not written by this program", "give a file that espctl made") from error
     if version != FORMAT:
         raise ArtifactError(
@@ -141,4 +148,17 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     if not exact or digest != sha256(canonical(body)):
         raise ArtifactError(f"{path}: the checksum of its header does not match", DAMAGED)
+    require(path, body, {"meta": dict, "digests": dict})
     return {**body, "digest": digest}
+
+
+def require(path: Path, values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Refuse a header that lacks a key, or has a value of another type there: anybody can write a valid digest.
+
+    Raises:
+        ArtifactError: naming the file and the key.
+    """
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ArtifactError(f"{path}: {key!r} of its header is missing or of the wrong type", DAMAGED)

@@ -7,7 +7,7 @@ and the screen.
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from torch import Tensor
 from esp import augment
 from esp.data.dataset import Dataset
 from esp.derivatives import Derivatives
+from esp.divergence import Watch
 from esp.errors import DivergedError, InputError
 from esp.networks.flat import Network
 from esp.optim import Tensors, below
@@ -28,7 +29,14 @@ from esp.training import Recipe, Trainer
 from esp.trajectory import Experts
 
 State = Tensors
-"""All that a method carries from step to step: `step` [], `set.NAME` for the synthetic set, and what else it needs."""
+"""All that a method carries from step to step: `step` [], `set.NAME` for the synthetic set, and what else it needs.
+
+`learned.NAME` belongs to the result without being decoded to images: `learned.rate` [], the learning rate of a student,
+and `learned.labels` [n, classes], label rows of the decoded images in their order, which sum to about 1.
+"""
+
+FROZEN_BATCH = 16
+"""Real images of each class that batch normalisation is frozen by."""
 
 Metrics = dict[str, Tensor]
 """Scalars [] of one step, left on their device."""
@@ -83,7 +91,7 @@ class Task:
         """The derivatives of the matching network, made once for each loss."""
         if loss not in self._derivatives:
             self._derivatives[loss] = Derivatives(self.network, loss, self.compile)
-        return self._derivatives[loss]
+        return self._derivatives[loss].frozen(self.network)
 
     @cached_property
     def _trainers(self) -> dict[Recipe, Trainer]:
@@ -95,22 +103,47 @@ class Task:
             self._trainers[recipe] = Trainer(self.network, recipe, self.data.flips, self.device, self.compile)
         return self._trainers[recipe]
 
+    def frozen(self, theta: Tensor, key: Key) -> Task:
+        """The task whose network looks through statistics of real images at theta [p]; itself without batch norm.
+
+        They are the moments of one batch of `FROZEN_BATCH` images of each class, as DC's published code measures them
+        (there they move a fresh network's a tenth of the way, methods.md 6). Then the network is a function of single
+        images, and chunks change nothing.
+        """
+        if not self.network.statistics:
+            return self
+        images, _ = self.real(list(range(self.data.num_classes)), FROZEN_BATCH, key)
+        return self.freeze(self.network.measure(theta.to(images), images))
+
+    def freeze(self, statistics: Tensor) -> Task:
+        """The task whose network looks through statistics [b]; it shares compiled programs with this one."""
+        if not self.network.statistics:
+            return self
+        _ = self._derivatives, self._trainers  # made now, so that the copy has the same
+        frozen = copy.copy(self)
+        object.__setattr__(frozen, "network", self.network.freeze(statistics))
+        return frozen
+
     def operations(self, strategy: str) -> tuple[str, ...]:
         """The augmentations of a strategy string that keep the labels of this data set."""
         return augment.parse(strategy, self.data.flips)
 
-    def real(self, classes: list[int], count: int, key: Key) -> tuple[Tensor, Tensor]:
-        """`count` random training images of each of `classes`, or all where a class has fewer.
+    def real_rows(self, classes: list[int], count: int, key: Key) -> tuple[Tensor, Tensor]:
+        """Row numbers [n] of `count` random training images of each of `classes`, or all where a class has fewer.
 
-        Returns:
-            Normalised images [n, c, h, w] on the device, in class order, and their labels [n] on the CPU.
+        They come in the order of `classes`, with their labels [n]; both on the CPU.
         """
         rows = []
         for label in classes:
             pool = self.class_rows[label]
             rows.append(pool[torch.randperm(len(pool), generator=key.fold(label).generator())[:count]])
         chosen = torch.cat(rows)
-        return self.images(chosen), self.data.train_labels[chosen].cpu()
+        return chosen, self.data.train_labels[chosen].cpu()
+
+    def real(self, classes: list[int], count: int, key: Key) -> tuple[Tensor, Tensor]:
+        """Normalised images [n, c, h, w] on the device, and labels [n] on the CPU, of `real_rows`; all at once."""
+        rows, labels = self.real_rows(classes, count, key)
+        return self.images(rows), labels
 
     def partners(self, key: Key) -> Tensor:
         """A random training image of the same class for every synthetic image: row numbers, int64 on the CPU.
@@ -181,31 +214,30 @@ def condense(method: Method, task: Task, seed: int, state: State | None = None) 
         state: a state that an earlier call yielded, to continue from; the rest of the run is the same to the bit.
 
     Raises:
-        DivergedError: a metric of the last step, or at the end the synthetic set, is not finite. The state before it
-            was yielded.
+        DivergedError: the step or the set that it led to is not finite, or has exploded (see `esp.divergence`). On a
+            CPU that is noticed in the step itself, and the state before it was yielded. On CUDA, where reading a number
+            waits for the device, only every tenth step is looked at; the error holds the last state that was.
     """
     method.check(task)
     key = Key(seed).fold("condense")
     if state is None:
         state = method.init(task, key)
         yield state, {}
+    watch = Watch(method, state)
     while int(state["step"]) < method.steps:
-        state, metrics = method.step(task, state, key)
+        try:
+            state, metrics = method.step(task, state, key)
+        except DivergedError as error:
+            raise watch.stopped(int(state["step"]) + 1, error.message, "") from error
         done = int(state["step"])
-        # Reading a number waits for the device, so on CUDA only every tenth step is looked at.
         if task.device.type == "cpu" or done % 10 == 0 or done == method.steps:
-            _require_finite(metrics, done)
-        if done == method.steps:
-            _require_finite({name: value.abs().sum() for name, value in synthetic_parameters(state).items()}, done)
+            watch.look(state, metrics)
         yield state, metrics
 
 
-def _require_finite(metrics: Metrics, step: int) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(float(value)):
-            raise DivergedError(
-                f"step {step} diverged: {name} is {float(value)}", "lower the learning rates (--set lr_...=)"
-            )
+def learned(state: State) -> Tensors:
+    """What a state learned beside the parameters of the synthetic set."""
+    return below("learned", state)
 
 
 def synthetic_parameters(state: State) -> Tensors:

@@ -9,7 +9,9 @@ chunk.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,22 +23,27 @@ from torch.func import grad, jvp, vjp
 from esp.errors import InputError
 from esp.networks.flat import Network
 
-LOSSES = ("ce", "bce")
+LOSSES = ("ce", "bce", "mse")
 
 
 def loss_sum(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     """Sum over samples of the loss of logits [n, k] against targets [n, k] (rows that sum to 1).
 
     `ce` is the cross-entropy of the softmax, `bce` the binary cross-entropy of the logistic, summed over classes
-    (eq. 4).
+    (eq. 4). `mse` is half the square, averaged over classes, of what separates the logits from the targets less
+    their own mean 1 / k, as KIP trains networks (methods.md 9.3).
     """
     if loss == "ce":
         return -(targets * F.log_softmax(logits, 1)).sum()
+    if loss == "mse":
+        return 0.5 * (logits - targets + 1 / logits.shape[1]).square().sum() / logits.shape[1]
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
 def loss_slope(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     """d loss_sum / d logits [n, k] in closed form, so that it can be differentiated on any path."""
+    if loss == "mse":
+        return (logits - targets + 1 / logits.shape[1]) / logits.shape[1]
     return (logits.softmax(1) if loss == "ce" else logits.sigmoid()) - targets
 
 
@@ -44,68 +51,111 @@ class Derivatives:
     """The derivatives of one network, compiled once when asked.
 
     Args:
-        network: the architecture.
-        loss: `ce` or `bce`, the loss whose parameter gradient is matched.
+        network: the architecture, frozen where it has batch normalisation.
+        loss: one of `LOSSES`, the loss whose parameter gradient is matched.
         compile: whether `torch.compile` fuses each derivative into one program.
     """
 
     def __init__(self, network: Network, loss: str = "ce", compile: bool = False) -> None:  # noqa: A002
         if loss not in LOSSES:
             raise InputError(f"unknown loss {loss!r}", f"choose one of {', '.join(LOSSES)}")
-        self._network, self._loss, self._compile = network, loss, compile
+        self._programs, self._statistics = _Programs(network, loss, compile), network.frozen
+
+    def frozen(self, network: Network) -> Derivatives:
+        """The same programs through the statistics of `network`, which is the same architecture."""
+        if network.frozen is self._statistics:
+            return self
+        other = copy.copy(self)
+        other._statistics = network.frozen
+        return other
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Features [n, d] of images [n, c, h, w] at theta [p]."""
+        return self._programs.features(theta, self._statistics, images)
+
+    def parameter_gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of the loss sum [p] at theta [p], features [n, d], loss sum []; targets are [n, k]."""
+        return self._programs.parameter_gradient(theta, self._statistics, images, targets)
+
+    def mixed_pullback(
+        self, theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """d/dimages of <d loss sum/d theta, direction [p]> + <features, weights [n, d]>, like images."""
+        return self._programs.mixed_pullback(theta, self._statistics, direction, images, targets, weights)
+
+    def feature_pullback(self, theta: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+        """d/dimages of <features, weights [n, d]>, like images."""
+        return self._programs.feature_pullback(theta, self._statistics, images, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Programs:
+    """What `Derivatives` calls. Statistics of batch normalisation are an input, so that new ones compile nothing."""
+
+    network: Network
+    loss: str
+    compile: bool
 
     def _program(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, dynamic=False) if self._compile else function
+        return torch.compile(function, dynamic=False) if self.compile else function
 
     @cached_property
-    def features(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(theta [p], images [n, c, h, w]) -> features [n, d]."""
-
-        def features(theta: Tensor, images: Tensor) -> Tensor:
-            return self._network(theta, images)[0]
+    def features(self) -> Callable[..., Tensor]:
+        def features(theta: Tensor, statistics: Tensor | None, images: Tensor) -> Tensor:
+            return self.network.at(theta, statistics, images)[0]
 
         return self._program(features)
 
     @cached_property
-    def parameter_gradient(self) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """(theta [p], images, targets [n, k]) -> gradient of the loss sum [p], features [n, d], loss sum []."""
-
-        def objective(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            features, logits = self._network(theta, images)
-            loss = loss_sum(logits, targets, self._loss)
+    def parameter_gradient(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        def objective(
+            theta: Tensor, statistics: Tensor | None, images: Tensor, targets: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            features, logits = self.network.at(theta, statistics, images)
+            loss = loss_sum(logits, targets, self.loss)
             return loss, (features, loss)
 
-        def parameter_gradient(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            gradient, (features, loss) = grad(objective, has_aux=True)(theta, images, targets)
+        def parameter_gradient(
+            theta: Tensor, statistics: Tensor | None, images: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            gradient, (features, loss) = grad(objective, has_aux=True)(theta, statistics, images, targets)
             return gradient, features.detach(), loss.detach()
 
         return self._program(parameter_gradient)
 
     @cached_property
-    def mixed_pullback(self) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """(theta [p], u [p], images, targets, v [n, d]) -> d/dimages of <d loss sum/d theta, u> + <features, v>."""
-
-        def scalar(images: Tensor, theta: Tensor, direction: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            outputs = jvp(lambda t: self._network(t, images), (theta,), (direction,))
+    def mixed_pullback(self) -> Callable[..., Tensor]:
+        def scalar(
+            images: Tensor,
+            theta: Tensor,
+            statistics: Tensor | None,
+            direction: Tensor,
+            targets: Tensor,
+            weights: Tensor,
+        ) -> Tensor:
+            outputs = jvp(lambda t: self.network.at(t, statistics, images), (theta,), (direction,))
             (features, logits), (_, tangent) = outputs[0], outputs[1]
-            along: Tensor = (loss_slope(logits, targets, self._loss) * tangent).sum()
+            along: Tensor = (loss_slope(logits, targets, self.loss) * tangent).sum()
             pulled: Tensor = (features * weights).sum()
             return along + pulled
 
         def mixed_pullback(
-            theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor, weights: Tensor
+            theta: Tensor,
+            statistics: Tensor | None,
+            direction: Tensor,
+            images: Tensor,
+            targets: Tensor,
+            weights: Tensor,
         ) -> Tensor:
-            result: Tensor = grad(scalar)(images, theta, direction, targets, weights)
+            result: Tensor = grad(scalar)(images, theta, statistics, direction, targets, weights)
             return result
 
         return self._program(mixed_pullback)
 
     @cached_property
-    def feature_pullback(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """(theta [p], images, v [n, d]) -> d/dimages of <features, v>, like images."""
-
-        def feature_pullback(theta: Tensor, images: Tensor, weights: Tensor) -> Tensor:
-            pull = vjp(lambda x: self._network(theta, x)[0], images)[1]
+    def feature_pullback(self) -> Callable[..., Tensor]:
+        def feature_pullback(theta: Tensor, statistics: Tensor | None, images: Tensor, weights: Tensor) -> Tensor:
+            pull = vjp(lambda x: self.network.at(theta, statistics, x)[0], images)[1]
             result: Tensor = pull(weights)[0]
             return result
 

@@ -8,14 +8,14 @@ EspError
 ├── BudgetError          a synthetic set that does not fit its storage budget
 ├── MismatchError        files that do not belong together (network, data set, pixel space)
 ├── ArtifactError        a file that is missing, truncated, altered, or of another format
-└── DivergedError        a loss or parameter that is no longer finite
+└── DivergedError        a loss or parameter that is no longer finite, or has exploded
 ```
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -73,7 +73,13 @@ class ArtifactError(EspError):
 
 
 class DivergedError(EspError):
-    """A loss, gradient or parameter that is not finite any more."""
+    """A loss, gradient or parameter that is not finite any more, or has exploded.
+
+    Attributes:
+        state: the last state that was looked at and found sound, when whoever raised it keeps one.
+    """
+
+    state: Mapping[str, Any] | None = None
 
 
 def closest_hint(name: str, known: Iterable[str]) -> str:

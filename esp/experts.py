@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from esp import artifact, files
-from esp.data.dataset import Dataset
+from esp.data.dataset import OFFICIAL, Dataset
 from esp.errors import InputError, MismatchError
 from esp.networks.flat import Network
 from esp.rng import Key
+from esp.spaces import NORMALISED
 from esp.training import Recipe, Snapshot, Trainer, accuracy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,12 +33,14 @@ class Plan:
         recipe: how it is trained; MTT's is plain SGD, 50 epochs of batch 256 at 0.01 with per-image DSA.
         seed: of all experts of a store; the number of the expert is folded in.
         dtype: of the stored snapshots, `float32` or `bfloat16`; training is float32.
+        space: the pixel space that the network sees, that of the data set.
     """
 
     network: Network
     recipe: Recipe
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    space: str = NORMALISED
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -45,10 +48,8 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON, equal to what a file gives back."""
-        recipe = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()
-        }
-        return {"network": self.network.spec, "recipe": recipe, "seed": self.seed, "dtype": self.dtype}
+        made = {"network": self.network.spec, "recipe": self.recipe.describe(), "seed": self.seed, "dtype": self.dtype}
+        return made if self.space == NORMALISED else {**made, "space": self.space}
 
     @property
     def hash(self) -> str:
@@ -58,7 +59,8 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Size of one expert's file."""
-        return (self.recipe.epochs + 1) * self.network.parameters * DTYPES[self.dtype].itemsize
+        row = self.network.parameters * DTYPES[self.dtype].itemsize + 4 * self.network.statistics
+        return (self.recipe.epochs + 1) * row
 
 
 def build(
@@ -86,6 +88,10 @@ def build(
     if path.exists():
         _require_same(path, artifact.read_meta(path)[0], plan, data)
         return path
+    if data.space != plan.space:
+        raise MismatchError(
+            f"{data.name} is in pixel space {data.space}, the experts are of {plan.space}", "give both the same space"
+        )
     key = Key(plan.seed).fold("expert", number)
     trainer = Trainer(plan.network, plan.recipe, data.flips, device, compile)
     log = _Log.resume(partial, plan, data) or _Log.begin(trainer.start(key), plan, data)
@@ -109,13 +115,15 @@ def build(
 class _Log:
     """The snapshots and the curve of an expert in training."""
 
-    def __init__(self, rows: list[Tensor], velocity: Tensor, curve: list[dict[str, Any]]) -> None:
-        self.rows, self.velocity, self.curve = rows, velocity, curve
+    def __init__(
+        self, rows: list[Tensor], statistics: list[Tensor], velocity: Tensor, curve: list[dict[str, Any]]
+    ) -> None:
+        self.rows, self.statistics, self.velocity, self.curve = rows, statistics, velocity, curve
 
     @classmethod
     def begin(cls, start: Snapshot, plan: Plan, data: Dataset) -> _Log:
-        point = {"epoch": 0, "loss": None, "accuracy": _test(plan.network, start.theta, data, CURVE_IMAGES)}
-        return cls([start.theta.detach().cpu().clone()], start.velocity, [point])
+        point = {"epoch": 0, "loss": None, "accuracy": _test(plan.network, start, data, CURVE_IMAGES)}
+        return cls([_copy(start.theta)], [_copy(start.statistics)], start.velocity, [point])
 
     @classmethod
     def resume(cls, partial: Path, plan: Plan, data: Dataset) -> _Log | None:
@@ -123,10 +131,13 @@ class _Log:
             return None
         found = artifact.load(partial)
         _require_same(partial, found.meta, plan, data)
-        return cls(list(found.tensors["theta"].clone()), found.tensors["velocity"].clone(), found.meta["curve"])
+        rows = found.tensors["theta"].clone()
+        statistics = found.tensors.get("statistics", torch.empty(len(rows), 0)).clone()
+        return cls(list(rows), list(statistics), found.tensors["velocity"].clone(), found.meta["curve"])
 
     def last(self, device: torch.device) -> Snapshot:
-        return Snapshot(len(self.rows) - 1, self.rows[-1].to(device), self.velocity.to(device), None)
+        theta, velocity, statistics = (x.to(device) for x in (self.rows[-1], self.velocity, self.statistics[-1]))
+        return Snapshot(len(self.rows) - 1, theta, velocity, None, statistics)
 
     def add(self, snapshot: Snapshot, data: Dataset, plan: Plan) -> None:
         # Tested first: an interrupt during the test must not leave a snapshot without its point on the curve.
@@ -134,15 +145,26 @@ class _Log:
         point = {
             "epoch": snapshot.epoch,
             "loss": snapshot.loss,
-            "accuracy": _test(plan.network, snapshot.theta, data, count),
+            "accuracy": _test(plan.network, snapshot, data, count),
         }
         # On a CPU the trainer's vector may be reused: a snapshot is a copy, or all of them would end up equal.
-        row = snapshot.theta.detach().cpu().clone()
-        self.rows, self.velocity, self.curve = [*self.rows, row], snapshot.velocity, [*self.curve, point]
+        rows, statistics = [*self.rows, _copy(snapshot.theta)], [*self.statistics, _copy(snapshot.statistics)]
+        self.rows, self.statistics, self.velocity, self.curve = (
+            rows,
+            statistics,
+            snapshot.velocity,
+            [*self.curve, point],
+        )
+
+    def _stacked(self, plan: Plan) -> dict[str, Tensor]:
+        """The snapshots, with their statistics where the network has any."""
+        found = {"theta": torch.stack(self.rows)}
+        return {**found, "statistics": torch.stack(self.statistics)} if plan.network.statistics else found
 
     def save(self, partial: Path, plan: Plan, data: Dataset) -> None:
-        meta = {"kind": "partial", "fingerprint": data.fingerprint, "curve": self.curve, **plan.describe()}
-        artifact.save(partial, {"theta": torch.stack(self.rows), "velocity": self.velocity}, meta)
+        origin = {"fingerprint": data.fingerprint, **_split(data)}
+        meta = {"kind": "partial", "curve": self.curve, **origin, **plan.describe()}
+        artifact.save(partial, {**self._stacked(plan), "velocity": self.velocity}, meta)
 
     def finish(self, path: Path, plan: Plan, number: int, data: Dataset) -> None:
         meta = {
@@ -154,19 +176,35 @@ class _Log:
             "parameters": plan.network.parameters,
             "curve": self.curve,
             "classes": data.num_classes,
+            **_split(data),
             **plan.describe(),
         }
-        artifact.save(path, {"theta": torch.stack(self.rows).to(DTYPES[plan.dtype])}, meta, by_row=["theta"])
+        tensors = self._stacked(plan)
+        if "statistics" in tensors:
+            meta["statistics"] = plan.network.statistics
+        tensors["theta"] = tensors["theta"].to(DTYPES[plan.dtype])
+        artifact.save(path, tensors, meta, by_row=list(tensors))
+
+
+def _split(data: Dataset) -> dict[str, Any]:
+    """How the images were split, where a part of the training set was held out and the judge is that part."""
+    return {} if data.split == OFFICIAL else {"split": data.split}
 
 
 def _require_same(path: Path, meta: dict[str, Any], plan: Plan, data: Dataset) -> None:
     """Refuse to go on from, or to pass for the result, what another plan or data set made."""
     wanted = {"fingerprint": data.fingerprint, **plan.describe()}
-    if any(meta.get(name) != value for name, value in wanted.items()):
+    here = (meta.get("split", OFFICIAL), meta.get("space", NORMALISED))
+    if here != (data.split, plan.space) or any(meta.get(name) != value for name, value in wanted.items()):
         raise MismatchError(f"{path} was made with another plan or data set", "remove it, or choose another folder")
 
 
-def _test(network: Network, theta: Tensor, data: Dataset, count: int) -> float:
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _test(network: Network, snapshot: Snapshot, data: Dataset, count: int) -> float:
     """Accuracy on `count` test images spread evenly over the test set."""
     rows = torch.linspace(0, len(data.test_images) - 1, min(count, len(data.test_images))).long()
-    return accuracy(network, theta, data.test_images[rows], data.test_labels[rows], data.normalise, 512)
+    seen = network.freeze(snapshot.statistics)
+    return accuracy(seen, snapshot.theta, data.test_images[rows], data.test_labels[rows], data.normalise, 512)

@@ -259,7 +259,13 @@ def build(name: str, frame: Frame, options: dict[str, Any] | None = None) -> Par
     if frame.ipc < 1:
         raise InputError(f"{frame.ipc} images per class make no synthetic set", "give --ipc 1 or more")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
-    made: Parametrisation = resolve(PARAMETRISATIONS, "parametrisation", name)(frame, **values)
+    kind = resolve(PARAMETRISATIONS, "parametrisation", name)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):  # a file may name anything: it is not called
+        raise InputError(f"{name!r} is no parametrisation", "name a dataclass like those of esp.parametrisation")
+    try:
+        made: Parametrisation = kind(frame, **values)  # type: ignore[assignment]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise InputError(f"parametrisation {name} cannot be built with {values}", "give it other options") from error
     if made.stored > frame.budget:
         raise BudgetError(
             f"{made.stored} stored numbers exceed the budget of {frame.budget}",

@@ -1,5 +1,6 @@
 """Expert trajectories on disk: one safetensors file each, `theta` [epochs + 1, p], a snapshot per row (ESP 3.1).
 
+Networks with batch normalisation have their running statistics beside it, `statistics` [epochs + 1, b].
 Rows are digested one by one, so a segment is read as one slice of the file, verified, and nothing else is touched: a
 store of a thousand experts costs no memory.
 """
@@ -14,9 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esp.artifact import read_meta, read_rows
-from esp.errors import InputError, MismatchError
+from esp.artifact import read_meta, read_rows, require
+from esp.errors import ArtifactError, InputError, MismatchError
+from esp.files import DAMAGED
+from esp.spaces import NORMALISED
 from esp.subspace import Subspace, span
+
+_HEADER = {
+    **dict.fromkeys(("dataset", "fingerprint", "network", "dtype"), str),
+    **dict.fromkeys(("number", "epochs", "parameters", "classes"), int),
+    "curve": list,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,16 @@ class Trajectory:
             )
         return read_rows(self.path, "theta", start, start + length + 1).to(torch.float32)
 
+    def statistics(self, epoch: int) -> Tensor:
+        """Running statistics [b] of batch normalisation after `epoch` epochs; of length 0 without any.
+
+        Raises:
+            ArtifactError: there is no such row, or it is damaged.
+        """
+        if not self.meta.get("statistics"):
+            return torch.empty(0)
+        return read_rows(self.path, "statistics", epoch, epoch + 1)[0]
+
 
 def open_trajectory(path: Path) -> Trajectory:
     """Read and verify the header of a trajectory file.
@@ -63,6 +82,11 @@ def open_trajectory(path: Path) -> Trajectory:
     meta, digest = read_meta(path)
     if meta.get("kind") != "trajectory":
         raise MismatchError(f"{path} is not an expert trajectory", "give a file that `espctl experts build` made")
+    require(path, meta, _HEADER)
+    for point in meta["curve"] or [None]:
+        if not isinstance(point, dict):
+            raise ArtifactError(f"{path}: its curve has no points", DAMAGED)
+        require(path, point, {"accuracy": (int, float), "loss": (int, float, type(None))})
     return Trajectory(path, digest, meta)
 
 
@@ -75,17 +99,18 @@ class Experts:
         default_factory=dict, repr=False, compare=False
     )
 
-    def require(self, network: str, fingerprint: str, length: int) -> None:
-        """Check that every trajectory is of `network` and of the data with `fingerprint` and has `length` epochs.
+    def require(self, network: str, fingerprint: str, length: int, space: str = NORMALISED) -> None:
+        """Check that all trajectories are of a network, of the data of a fingerprint in a space, and `length` epochs.
 
         Raises:
             MismatchError, InputError: naming the file and what differs.
         """
         for trajectory in self.trajectories:
-            for name, wanted in (("network", network), ("fingerprint", fingerprint)):
-                if trajectory.meta[name] != wanted:
+            for name, wanted in (("network", network), ("fingerprint", fingerprint), ("space", space)):
+                found = trajectory.meta.get(name, NORMALISED)  # older files do not name their space
+                if found != wanted:
                     raise MismatchError(
-                        f"{trajectory.path} has {name} {trajectory.meta[name]}, not {wanted}",
+                        f"{trajectory.path} has {name} {found}, not {wanted}",
                         "build experts for this data set and network",
                     )
             if trajectory.epochs < length:

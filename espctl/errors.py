@@ -7,6 +7,7 @@ esp.errors.EspError
 ├── StoreError       a database that cannot be opened, read or written
 │   └── SchemaError  a database of another schema revision
 ├── RunError         a run that is unknown, ambiguous, or in the wrong state
+├── ExpressionError  a filter or an SQL statement that cannot be understood, and where
 └── Interrupted      the user stopped the work                           exit code 130
 ```
 """
@@ -22,6 +23,7 @@ _SPACE = "free some disk space or choose another folder with --home, then run th
 _ACCESS = "check the owner and the mode of the file, or choose another folder with --home"
 _BUG = "this is a defect of espctl: run the command again with ESPCTL_DEBUG=1 and report the traceback"
 _MEMORY = "lower compute.chunk (images per pass) or the batch size, or close other programs"
+_EXTRAS = {"optuna": "tune", "plotly": "tune"}  # package -> what it is installed with
 _OS_REASONS = {
     errno.ENOSPC: ("the disk is full", _SPACE),
     errno.EDQUOT: ("the disk quota is used up", _SPACE),
@@ -63,6 +65,21 @@ class RunError(EspError):
     """A run that is unknown, ambiguous, or not in the state that the command needs."""
 
 
+class ExpressionError(EspError):
+    """A filter or an SQL statement that cannot be understood.
+
+    Args:
+        message, hint: as of every error.
+        text: what was typed.
+        place: index of the letter where it stops making sense; the end of `text` is allowed.
+    """
+
+    def __init__(self, message: str, hint: str, text: str, place: int) -> None:
+        super().__init__(message, hint)
+        self.text = text
+        self.place = min(max(0, place), len(text))
+
+
 class Interrupted(EspError):
     """The user stopped the work."""
 
@@ -85,6 +102,8 @@ def translate(error: BaseException) -> EspError:
         return Interrupted()
     if isinstance(error, OSError):
         return _from_os(error)
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return EspError("a path or a name holds a null character", "leave it out")
     if isinstance(error, ModuleNotFoundError):
         return _from_import(error)
     if _is_a(error, "sqlalchemy.exc", "SQLAlchemyError") or _is_a(error, "sqlite3", "Error"):
@@ -112,7 +131,8 @@ def _from_import(error: ModuleNotFoundError) -> EspError:
         return EspError(
             f"a part of espctl is missing: {_first_line(error)}", "install it again: pip install esp-condense"
         )
-    return EspError(f"the package {package!r} is not installed", f"run: pip install {package}")
+    wanted = f"'esp-condense[{_EXTRAS[package]}]'" if package in _EXTRAS else package
+    return EspError(f"the package {package!r} is not installed", f"run: pip install {wanted}")
 
 
 def _from_database(error: BaseException) -> EspError:

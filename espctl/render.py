@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,6 +69,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         width if number else min(width, limit) for width, number, limit in zip(natural, numeric, limits, strict=False)
     ]
     console = _console(sum(natural) + _GAP * len(columns))
+    if sum(natural) + _GAP * (len(columns) - 1) <= console.width and console.encoding.startswith("utf"):
+        _print_lines(console, columns, cells, numeric, natural, title)
+        return
     if sum(least) + _GAP * (len(columns) - 1) <= console.width:
         _print_table(console, columns, cells, numeric, least, title)
         return
@@ -114,6 +118,22 @@ def note(message: object, quiet: bool = False) -> None:
     """Print one line to standard error, unless `quiet`."""
     if not quiet:
         print(clean(message), file=sys.stderr, flush=True)
+
+
+def pointer(source: str, place: int) -> None:
+    """Print the line of `source` that holds index `place` to standard error, and a `^` below that letter.
+
+    A line that is wider than the screen is shown around the place.
+    """
+    from rich.cells import cell_len
+
+    first = source.rfind("\n", 0, place) + 1
+    before, after = clean(source[first:place]), clean(source[place:].split("\n")[0])
+    room = max(20, shutil.get_terminal_size().columns - 4)
+    if len(before) + len(after) > room:
+        before = "…" + before[len(before) - room // 2 :] if len(before) > room // 2 else before
+        after = after[: max(0, room - len(before))]
+    print(f"  {before}{after}\n  {' ' * cell_len(before)}^", file=sys.stderr, flush=True)
 
 
 def path(value: Path | str) -> str:
@@ -173,7 +193,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, quiet: bool = False) -> None:
         self._total, self._label = total, clean(label)
-        self._terminal = _is_terminal(sys.stderr)
+        self._terminal = is_terminal(sys.stderr)
         self._wait = 0.25 if self._terminal else 10.0
         self._due = math.inf if quiet else time.monotonic() + (2.0 if self._terminal else 10.0)
         self._first: tuple[int, float] | None = None
@@ -239,7 +259,7 @@ def _all_numbers(values: Iterator[object]) -> bool:
     return bool(found) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found)
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO) -> bool:
     """Whether `stream` is a screen that can redraw a line."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
@@ -264,6 +284,28 @@ def _print_line(console: Console, line: str) -> None:
     from rich.text import Text
 
     console.print(Text(clean(line), style="bold"))
+
+
+def _print_lines(
+    console: Console,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    widths: Sequence[int],
+    title: str,
+) -> None:
+    """What `_print_table` prints when nothing has to be folded; Rich takes a second for some hundred rows."""
+    if title:
+        _print_line(console, title)
+
+    def joined(row: Sequence[str]) -> str:
+        blanks = [" " * (width - _width(cell)) for width, cell in zip(widths, row, strict=True)]
+        parts = (f"{b}{cell}" if right else f"{cell}{b}" for b, cell, right in zip(blanks, row, numeric, strict=True))
+        return (" " * _GAP).join(parts)
+
+    _print_line(console, joined([clean(name) for name in columns]))
+    rule = "─" * (sum(widths) + _GAP * (len(widths) - 1))
+    console.file.write("\n".join([rule, *map(joined, cells), ""]))
 
 
 def _print_table(
@@ -311,7 +353,7 @@ def _start_bar() -> Live:
     from rich.live import Live
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    live = Live(console=console, auto_refresh=False, redirect_stdout=_is_terminal(sys.stdout))
+    live = Live(console=console, auto_refresh=False, redirect_stdout=is_terminal(sys.stdout))
     live.start()
     return live
 

@@ -24,9 +24,10 @@ from espctl.errors import SettingsError
 FILE_NAME = "espctl.toml"
 PREFIX = "ESPCTL_"
 NOT_SETTINGS = frozenset({"ESPCTL_DEBUG"})  # read by the error boundary, before any setting
+_OWN = "protocols"
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
-_Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
 _Name = Annotated[str, Field(min_length=1)]
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "text"}
 
@@ -45,7 +46,9 @@ class Paths:
     raw: Path = Path("data/raw")
     experts: Path = Path("experts")
     runs: Path = Path("runs")
+    studies: Path = Path("studies")
     database: Path = Path("espctl.db")
+    logs: Path = Path("logs")
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -63,7 +66,7 @@ class Compute:
 class Experts:
     """How experts are trained unless the command says otherwise."""
 
-    count: _Count = 10
+    count: Annotated[int, Field(ge=1, le=100_000)] = 10
     epochs: _Count = 50
     network: _Name = "convnet3"
     batch: _Count = 256
@@ -78,7 +81,7 @@ class Condense:
 
     network: _Name = "convnet3"
     method: _Name = "esp"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # what the database can hold
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -91,6 +94,28 @@ class Evaluate:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class Tune:
+    """What a study does unless the command says otherwise; `steps` cuts its condensations, `epochs` its protocol."""
+
+    trials: _Count = 50
+    jobs: _Count = 1
+    steps: _Count = 10
+    protocol: _Name = "dsa"
+    epochs: _Count = 30
+    seeds: _Count = 1
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    pruner: Literal["median", "hyperband", "none"] = "median"
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Logging:
+    """Where metrics go while a run goes on, beside its own folder; `project` names them there."""
+
+    to: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    project: _Name = "espctl"
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class Output:
     """How much is printed, and as what."""
 
@@ -100,14 +125,21 @@ class Output:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Settings:
-    """All settings. Once loaded, `home` and every path are absolute."""
+    """All settings. Once loaded, `home` and every path are absolute.
+
+    `protocols` are the tables of a file below [protocols.NAME]: evaluation protocols of one's own, which are data and
+    no settings: `keys` leaves them out, and they are checked when they are used.
+    """
 
     home: Path = Path()
+    protocols: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paths: Paths = Paths()
     compute: Compute = Compute()
     experts: Experts = Experts()
     condense: Condense = Condense()
     evaluate: Evaluate = Evaluate()
+    tune: Tune = Tune()
+    logging: Logging = Logging()
     output: Output = Output()
 
 
@@ -183,16 +215,24 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of a thousand digits
         raise SettingsError(f"{path} is not valid TOML: {error}", "correct that place of the file") from error
     defaults = keys()
-    found = {}
+    found: dict[str, tuple[Any, str]] = {}
+    if protocols := table.pop(_OWN, None):
+        found[_OWN] = (_tables(protocols, path), str(path))
     for key, value in _flatten_table(table, path):
         if key not in defaults:
             raise SettingsError(f"unknown setting {key!r} in {path}", closest_hint(key, defaults))
         _check_type(key, value, type(defaults[key]), path)
         found[key] = (value, str(path))
     return found
+
+
+def _tables(protocols: Any, path: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(protocols, dict) or not all(isinstance(table, dict) for table in protocols.values()):
+        raise SettingsError(f"{_OWN!r} in {path} must hold tables", f"write [{_OWN}.NAME] and its keys below it")
+    return protocols
 
 
 def _flatten_table(table: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
@@ -245,6 +285,8 @@ def _anchor(settings: Settings, origin: str, file: Path | None, folder: Path) ->
 def _flatten(settings: Settings) -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if field.name == _OWN:
+            continue
         if dataclasses.is_dataclass(value):
             yield from (
                 (f"{field.name}.{inner.name}", getattr(value, inner.name)) for inner in dataclasses.fields(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,17 @@ from torch import Tensor
 
 from esp.artifact import tensor_digest
 from esp.data.raw import TENSORS, Raw
+from esp.data.whitening import Whitening
 from esp.errors import DataError, InputError
 from esp.files import canonical, sha256
 from esp.rng import Key
+from esp.spaces import NORMALISED
+
+OFFICIAL = "official"
+"""The split that a data set comes with."""
+
+HELD_OUT = Key(0).fold("held out")
+"""Names the images that are held out where nobody says which."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Dataset:
         flips: whether an image mirrored left to right keeps its label.
         fingerprint: SHA-256 over the four tensors and the class names.
         split: `official`, or how `held_out` made it.
+        whitening: of the pixel space that `normalise` leads to, where that is not plainly normalised.
     """
 
     name: str
@@ -45,7 +55,13 @@ class Dataset:
     statistics: str
     flips: bool
     fingerprint: str
-    split: str = "official"
+    split: str = OFFICIAL
+    whitening: Whitening | None = None
+
+    @property
+    def space(self) -> str:
+        """Name of the pixel space that `normalise` leads to, one of `esp.spaces.SPACES`."""
+        return self.whitening.space if self.whitening else NORMALISED
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,7 +90,7 @@ class Dataset:
         return len(self.classes)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels to the space that networks see: (x - mean) / std per channel.
+        """Pixels to the space that networks see: (x - mean) / std per channel, or the whitening.
 
         Args:
             images: uint8 [..., c, h, w] of 0 to 255, or floating point [..., c, h, w] of 0 to 1 (differentiable).
@@ -82,6 +98,8 @@ class Dataset:
         Returns:
             float32 (or the floating type of `images`) [..., c, h, w] on the device of `images`.
         """
+        if self.whitening:
+            return self._whiten(images, self.whitening)
         if images.dtype == torch.uint8:
             pixels = images.to(torch.float32).div_(255)
             return pixels.sub_(_column(self.mean, pixels)).div_(_column(self.std, pixels))
@@ -89,7 +107,17 @@ class Dataset:
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of `normalise`, rounded and clamped: floating point [..., c, h, w] to uint8 [..., c, h, w]."""
-        return to_pixels(images, self.mean, self.std)
+        if self.whitening is None:
+            return to_pixels(images, self.mean, self.std)
+        undone = self.whitening.undo(images.detach().reshape(-1, math.prod(self.shape))).reshape(images.shape)
+        zca = self.whitening.space == "zca"
+        return to_pixels(undone, *(((0.0,), (1.0,)) if zca else (self.mean, self.std)))
+
+    def _whiten(self, images: Tensor, whitening: Whitening) -> Tensor:
+        pixels = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+        if whitening.space == "kip":
+            pixels = (pixels - _column(self.mean, pixels)) / _column(self.std, pixels)
+        return whitening.apply(pixels.reshape(-1, math.prod(self.shape))).reshape(images.shape)
 
     def class_indices(self) -> list[Tensor]:
         """For each class, the int64 indices of its training images, ascending."""
@@ -97,7 +125,7 @@ class Dataset:
         counts = torch.bincount(self.train_labels, minlength=self.num_classes)
         return list(torch.split(order, counts.tolist()))
 
-    def held_out(self, fraction: float, key: Key) -> Dataset:
+    def held_out(self, fraction: float, key: Key = HELD_OUT) -> Dataset:
         """The same set with a part of its training images in place of the test images.
 
         What is tuned on this part never sees the test images. The same key holds out the same images. Name, constants
@@ -105,7 +133,7 @@ class Dataset:
 
         Args:
             fraction: of the training images of each class, in (0, 1); at least one image stays on either side.
-            key: which images.
+            key: which images; left alone, the same ones for experts, studies and everybody else.
 
         Raises:
             InputError: `fraction` is out of range.

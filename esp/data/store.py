@@ -15,16 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from esp import artifact, registry
 from esp.data import DATASETS, PREFIXES, check_name
 from esp.data.dataset import Dataset, fingerprint
 from esp.data.health import Report, examine
-from esp.data.raw import Raw, statistics, validate
+from esp.data.raw import TENSORS, Raw, statistics, validate
 from esp.errors import ArtifactError, DataError, EspError, InputError
 from esp.files import sha256
 
 LAYOUT = 1
 """Goes up when the same source is converted into something else; files of an older layout are made again."""
+
+_HEADER = {
+    **dict.fromkeys(("name", "stamp", "statistics", "fingerprint"), str),
+    **dict.fromkeys(("classes", "mean", "std", "shape"), list),
+    **dict.fromkeys(("train", "test"), int),
+    "flips": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,10 @@ def _entry(path: Path) -> Entry:
         return Entry(path.stem, path, size, {}, error.message)
     if meta.get("kind") != "dataset":
         return Entry(path.stem, path, size, {}, f"{path} holds no data set")
+    try:
+        artifact.require(path, meta, _HEADER)
+    except ArtifactError as error:
+        return Entry(path.stem, path, size, {}, error.message)
     return Entry(meta["name"], path, size, meta)
 
 
@@ -233,6 +246,10 @@ def _open(path: Path, name: str) -> Dataset:
     meta = held.meta
     if meta.get("kind") != "dataset" or meta.get("name") != name:
         raise ArtifactError(f"{path} does not hold the data set {name}", _again(name))
+    with _remedied(name):
+        artifact.require(path, meta, _HEADER)
+        artifact.require(path, held.tensors, dict.fromkeys(TENSORS, torch.Tensor))
+    validate(Raw(*(held.tensors[key] for key in TENSORS), tuple(meta["classes"]), meta["flips"]), str(path))
     return Dataset(
         name=name,
         train_images=held.tensors["train_images"],

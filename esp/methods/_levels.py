@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from esp import augment
-from esp.core import Metrics
+from esp.core import Metrics, Task
+from esp.errors import InputError
 from esp.methods._matching import View
 from esp.optim import Tensors
 from esp.rng import Key
 
 
 def align(
-    view: View, theta: Tensor, weights: tuple[float, float, float], count: int, key: Key
+    view: View,
+    theta: Tensor,
+    weights: tuple[float, float, float, float],
+    count: int,
+    key: Key,
+    classes: Iterable[int] | None = None,
 ) -> tuple[Metrics, Tensors]:
     """The two losses of an update, and the slopes of their sum in the parameters of the synthetic set.
 
@@ -25,16 +33,17 @@ def align(
     Args:
         view: the synthetic set.
         theta: weights [p] of the network that looks.
-        weights: of all levels but two, of the one before last (the features weigh twice that), and of discrimination.
+        weights: of all levels but two, of the one before last, of the last (the features), and of discrimination.
         count: real images of each class.
         key: names the choice of real images.
+        classes: those that are matched, which the view must have; None for all.
     """
-    early, late, discrimination = weights
+    early, late, last, discrimination = weights
     pulls = level_means(view, theta)  # synthetic means [C, d_l], which become the derivatives of the loss in them
-    scales = [early] * (len(pulls) - 2) + [late, 2 * late]
+    scales = [early] * (len(pulls) - 2) + [late, last]
     centres, slope = pulls[-1].clone(), torch.zeros_like(pulls[-1])
     gaps, crossed = theta.new_zeros(()), theta.new_zeros(())
-    for label in range(len(centres)):
+    for label in range(len(centres)) if classes is None else classes:
         wanted, cross, on_centres = _real(view, theta, centres, label, count, key)
         crossed, slope = crossed + discrimination * cross, slope + discrimination * on_centres
         for scale, pull, real in zip(scales, pulls, wanted, strict=True):
@@ -49,6 +58,15 @@ def align(
         return torch.autograd.grad(levels, images, [share * pull[which] for pull in pulls])[0]
 
     return {"align": gaps, "discrimination": crossed}, view.pull(cotangent)
+
+
+def require_levels(name: str, task: Task) -> None:
+    """Refuse a network that does not show the activations of its blocks."""
+    if not task.network.has_levels:
+        raise InputError(
+            f"{name} aligns the blocks of a network, and {task.network.spec} only shows its last features",
+            "use a ConvNet, or give the network a method `levels`",
+        )
 
 
 def level_means(view: View, theta: Tensor) -> list[Tensor]:

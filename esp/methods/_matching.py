@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
@@ -14,19 +15,21 @@ from esp.core import Task
 from esp.errors import InputError, UnknownNameError
 from esp.optim import Tensors, adam, below, prefixed, sgd, start_adam, start_sgd
 from esp.rng import Key
+from esp.spaces import NORMALISED
 
 
 @dataclass(frozen=True)
 class View:
     """The synthetic set as a network sees it in one step: decoded, augmented alike within a class, in chunks.
 
-    With `by_class` no chunk holds images of two classes.
+    With `by_class` no chunk holds images of two classes; with `only` there are no chunks but those of these classes.
     """
 
     task: Task
     parameters: Tensors
     draw: augment.Draw
     by_class: bool = False
+    only: tuple[int, ...] = ()
 
     def chunks(self, label: int | None = None) -> Iterator[tuple[slice, slice]]:
         """Units and images of each chunk: of nearly equal size, none above `task.chunk` images unless one unit is.
@@ -34,11 +37,12 @@ class View:
         With a `label`, and `by_class`, only the chunks of that class.
         """
         made = self.task.parametrisation
-        blocks, total = (made.frame.classes, made.units) if self.by_class else (1, made.frame.classes * made.units)
+        apart = self.by_class or bool(self.only)
+        blocks, total = (made.frame.classes, made.units) if apart else (1, made.frame.classes * made.units)
         each = made.multiplicity
         count = -(-total // max(1, self.task.chunk // each))
         edges = [round(i * total / count) for i in range(count + 1)]
-        for block in range(blocks) if label is None else (label,):
+        for block in (self.only or range(blocks)) if label is None else (label,):
             for first, last in pairwise(block * total + edge for edge in edges):
                 yield slice(first, last), slice(first * each, last * each)
 
@@ -108,36 +112,82 @@ def mean_gradient(task: Task, theta: Tensor, batches: Iterable[tuple[Tensor, Ten
     return total / count
 
 
-def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean feature of each class, [classes, d] from [n, d]; every class must be present or its row is zero."""
-    labels = labels.to(features.device)
-    sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return sums / counts[:, None]
+def class_means(parts: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tensor:
+    """Mean feature of each class, [classes, d]; the row of an absent class is zero.
+
+    Args:
+        parts: features [n, d] and labels [n], a chunk at a time: only the sums of what went before are kept.
+        classes: rows of the result.
+    """
+    sums, counts = torch.zeros(()), torch.zeros(classes, dtype=torch.int64)
+    for features, labels in parts:
+        sums = sums if sums.ndim else features.new_zeros(classes, features.shape[1])
+        sums.index_add_(0, labels.to(features.device), features)
+        counts += torch.bincount(labels.cpu(), minlength=classes)
+    return sums / counts.clamp(min=1)[:, None].to(sums.device)
+
+
+def synthetic_means(view: View, theta: Tensor) -> Tensor:
+    """Class means [C, d] of the features of the synthetic set, without a graph; zero where the view has no class."""
+    task = view.task
+    with torch.no_grad():
+        parts = (
+            (task.derivatives().features(theta, view.images(units, rows)), task.labels[rows])
+            for units, rows in view.chunks()
+        )
+        return class_means(parts, task.data.num_classes)
 
 
 def real_means(task: Task, theta: Tensor, classes: list[int], count: int, draw: augment.Draw, key: Key) -> Tensor:
-    """Mean features [C, d] of augmented random real images of `classes`; rows of other classes are zero. No graph."""
-    images, labels = task.real(classes, count, key)
+    """Mean features [C, d] of augmented random real images of `classes`; rows of other classes are zero. No graph.
+
+    Images are read a chunk at a time, so that memory does not grow with the number of classes.
+    """
+    everything = zip(*(torch.split(part, task.chunk) for part in task.real_rows(classes, count, key)), strict=True)
     with torch.no_grad():
-        features = [
-            task.derivatives().features(theta, augment.apply(draw, x, y))
-            for x, y in zip(torch.split(images, task.chunk), torch.split(labels, task.chunk), strict=True)
-        ]
-    return class_means(torch.cat(features), labels, task.data.num_classes)
+        parts = (
+            (task.derivatives().features(theta, augment.apply(draw, task.images(rows), labels)), labels)
+            for rows, labels in everything
+        )
+        return class_means(parts, task.data.num_classes)
 
 
 def require_segments(name: str, task: Task, segment: int, start_max: int) -> None:
     """Refuse a task whose experts are missing, of something else, or end before epoch `start_max + segment`."""
     if task.experts is None or not task.experts.trajectories:
-        raise InputError(f"{name} needs expert trajectories", "build them with espctl experts build")
-    task.experts.require(task.network.spec, task.data.fingerprint, segment)
+        command = f"espctl experts build --dataset {task.data.name} --network {task.network.spec}"
+        space = "" if task.data.space == NORMALISED else f" --space {task.data.space}"
+        raise InputError(f"{name} needs expert trajectories", f"build them: {command}{space}")
+    task.experts.require(task.network.spec, task.data.fingerprint, segment, task.data.space)
     if start_max + segment > task.experts.epochs:
         raise InputError(
             f"start_max={start_max} plus segment={segment} is more than the {task.experts.epochs} epochs of the "
             "experts",
             f"use --set start_max={max(0, task.experts.epochs - segment)}, or build longer experts",
         )
+
+
+def require_options(method: object, task: Task, **known: tuple[str, ...]) -> None:
+    """Refuse values of a method's options that no method can use with the task.
+
+    Raises:
+        UnknownNameError: an option has none of its known values.
+        InputError: a start from real images where none can be stored, a learning rate that is negative or not finite,
+            or a momentum outside [0, 1).
+    """
+    require_choices(method, **known)
+    name = type(method).__name__
+    if getattr(method, "start", "") == "real" and not task.parametrisation.stores_images:
+        raise InputError(
+            f"{name} cannot start from real images in a latent set",
+            "use --set start=noise, or --parametrisation pixels",
+        )
+    for option in (field.name for field in fields(method) if field.name.startswith("lr_")):  # type: ignore[arg-type]
+        value = getattr(method, option)
+        if not 0 <= value < math.inf:
+            raise InputError(f"{option}={value} of {name} is no learning rate", f"give --set {option}=0 or more")
+    if not 0 <= getattr(method, "momentum", 0) < 1:
+        raise InputError(f"{name} needs a momentum from 0 to below 1", "correct --set momentum=...")
 
 
 def require_choices(method: object, **known: tuple[str, ...]) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._levels import align
-from esp.methods._matching import Rates, View, require_choices
-from esp.methods.dc import loops
+from esp.methods._levels import align, require_levels
+from esp.methods._matching import Rates, View, require_options
 from esp.parametrisation import decode_all
+from esp.presets import loops
 from esp.rng import Key
 from esp.training import Recipe, Snapshot, accuracy
 
@@ -84,18 +84,14 @@ class CAFE:
     def check(self, task: Task) -> None:
         """Refuse options that make no sense, and networks that do not show their levels."""
         task.operations(self.augmentation)
-        require_choices(self, start=("auto", "real", "noise"))
+        require_options(self, task, start=("auto", "real", "noise"))
         if min(self.real_batch, self.test_batch, self.window) < 1 or min(self.outer, self.inner) < 0:
             raise InputError(
                 "CAFE needs real_batch, test_batch and window of at least 1, and caps that are not negative",
                 "correct the --set options",
             )
         self._recipe(task)
-        if not task.network.has_levels:
-            raise InputError(
-                f"CAFE aligns the blocks of a network, and {task.network.spec} only shows its last features",
-                "use a ConvNet, or give the network a method `levels`",
-            )
+        require_levels("CAFE", task)
 
     def init(self, task: Task, key: Key) -> State:
         """The synthetic set and its optimiser."""
@@ -126,9 +122,11 @@ class CAFE:
 
     def _update(self, task: Task, state: State, theta: Tensor, key: Key) -> tuple[State, Metrics]:
         """One update of the synthetic set. Adam counts updates, of which a step has several."""
+        task = task.frozen(theta, key.fold("statistics"))
         operations, rates = task.operations(self.augmentation), self._rates(task)
         draw = augment.draw_single(operations, task.data.num_classes, key.fold("augment").generator())
-        view, weights = View(task, synthetic_parameters(state), draw), (self.early, self.late, self.discrimination)
+        view = View(task, synthetic_parameters(state), draw)
+        weights = (self.early, self.late, 2 * self.late, self.discrimination)
         losses, slopes = align(view, theta, weights, self.real_batch, key.fold("real"))
         done = int(state["step"]) / self.steps
         factor = 0.5 ** sum(done >= part for part in MILESTONES) if rates.optimiser == "sgd" else 1 - done
@@ -137,8 +135,9 @@ class CAFE:
 
     def _accuracy(self, task: Task, theta: Tensor, key: Key) -> float:
         """Accuracy on fresh real images of every class."""
-        images, labels = task.real(list(range(task.data.num_classes)), self.test_batch, key)
-        return accuracy(task.network, theta, images, labels, lambda batch: batch, task.chunk)
+        task = task.frozen(theta, key.fold("statistics"))
+        rows, labels = task.real_rows(list(range(task.data.num_classes)), self.test_batch, key)
+        return accuracy(task.network, theta, rows, labels, task.images, task.chunk)
 
     def _train(self, task: Task, theta: Tensor, state: State, key: Key) -> Tensor:
         """The network's weights [p] after epochs on the synthetic set, until its accuracy moves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,14 +11,14 @@ from torch import Tensor
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._matching import Rates, View, mean_gradient, require_choices
+from esp.methods._matching import Rates, View, mean_gradient, require_options
 from esp.networks.flat import Network
 from esp.parametrisation import decode_all
+from esp.presets import loops
 from esp.rng import Key
 from esp.training import Recipe, Snapshot
 
-LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 100: (100, 2)}
-"""Images per class -> image updates for each network (outer), and epochs between two of them (inner)."""
+Distance = Literal["rows", "cos", "mse"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,15 @@ class DC:
     A network is drawn, then `outer` times: one synthetic update from all classes jointly, and `inner` epochs of
     training on the synthetic set, none after the last update; then the next network. On pixels the optimiser is SGD
     with momentum, as published, and its velocity outlives the networks; on latent codes it is Adam with linear decay.
-    Networks with batch normalisation are not matched as published (there its statistics are frozen beforehand).
+    Batch normalisation is frozen for each update by real images, as published (`Task.frozen`).
 
     Attributes:
         steps: synthetic updates. The papers draw 1000 networks: 1000 updates at one image per class, where one
             network has one, but 10,000 at ten and 50,000 at fifty.
         outer, inner: the loops; 0 for the papers' (`loops`).
+        distance: of gradients: `rows`, the paper's sum of 1 - cosine over the rows of every weight; `cos`, one such
+            term for all weights and biases together; or `mse`, their squared distance. The latter two are the released
+            code's alternatives, and want other learning rates.
         real_batch: real images per class and update.
         lr_network, batch: of the network's plain SGD on the synthetic set.
         lr_pixels, momentum: of SGD on pixels.
@@ -46,6 +49,7 @@ class DC:
     steps: int = 1_000
     outer: int = 0
     inner: int = 0
+    distance: Distance = "rows"
     real_batch: int = 256
     lr_network: float = 0.01
     batch: int = 256
@@ -72,7 +76,7 @@ class DC:
     def check(self, task: Task) -> None:
         """Refuse options that make no sense."""
         task.operations(self.augmentation)
-        require_choices(self, start=("auto", "real", "noise"))
+        require_options(self, task, start=("auto", "real", "noise"), distance=get_args(Distance))
         if self.real_batch < 1 or self.outer < 0 or self.inner < 0:
             raise InputError(
                 f"{type(self).__name__} needs a real_batch of at least 1, and outer and inner loops that are not "
@@ -93,9 +97,11 @@ class DC:
         here, parameters = key.fold("step", done), synthetic_parameters(state)
         theta = state["network"] if done % outer else task.network.init(key.fold("network", done // outer))
         theta = theta.to(next(iter(parameters.values())))
+        task = task.frozen(theta, here.fold("statistics"))
         operations = task.operations(self.augmentation)
         draw = augment.draw_single(operations, task.data.num_classes, here.fold("augment").generator())
-        match = GradientMatch(View(task, parameters, draw, by_class=True), theta, self.real_batch, here.fold("real"))
+        view = View(task, parameters, draw, by_class=True)
+        match = GradientMatch(view, theta, self.real_batch, here.fold("real"), self.distance)
         slopes, rates = match.view.pull(match), self._rates(task)
         state = rates.update(state, slopes, 1.0 if rates.optimiser == "sgd" else 1 - done / self.steps)
         if (done + 1) % outer:
@@ -131,6 +137,7 @@ class GradientMatch:
         theta: weights [p] of the network that looks.
         count: real images of each class.
         key: names the choice of real images.
+        kind: of distance.
         total: the sum [] over the classes so far.
     """
 
@@ -138,6 +145,7 @@ class GradientMatch:
     theta: Tensor
     count: int
     key: Key
+    kind: Distance = "rows"
 
     def __post_init__(self) -> None:
         self.total = self.theta.new_zeros(())
@@ -162,42 +170,41 @@ class GradientMatch:
         real = ((augment.apply(view.draw, x, group[: len(x)]), hot.expand(len(x), -1)) for x in parts)
         wanted = mean_gradient(task, self.theta, real)
         chunks = ((view.images(*chunk), view.targets(chunk[1])) for chunk in view.chunks(label))
-        value, slope = distance(task.network, mean_gradient(task, self.theta, chunks), wanted)
+        value, slope = distance(task.network, mean_gradient(task, self.theta, chunks), wanted, self.kind)
         return value, slope / (task.parametrisation.units * task.parametrisation.multiplicity)
 
 
-def distance(network: Network, gradient: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the rows r of all weights of 1 - <g_r, w_r> / (|g_r| |w_r| + 1e-6), and its derivative in g.
+def distance(network: Network, gradient: Tensor, wanted: Tensor, kind: Distance = "rows") -> tuple[Tensor, Tensor]:
+    """How far g is from w, and the derivative of that in g.
 
-    A row is what leads to one output: [out, in, k, k] and [out, in] have `out` rows. Biases, scales and shifts count
-    for nothing.
+    `rows` is the sum over the rows r of all weights of 1 - <g_r, w_r> / (|g_r| |w_r| + 1e-6). A row is what leads to
+    one output: [out, in, k, k] and [out, in] have `out` rows. Biases, scales and shifts count for nothing. `cos` takes
+    the whole vectors for one row, `mse` is |g - w|^2; biases count in both.
 
     Args:
         network: says which parts of a flat vector are which weights.
         gradient: g [p].
         wanted: w [p].
+        kind: of distance.
 
     Returns:
         The distance [], and its derivative [p].
     """
-    leaf = gradient.detach().requires_grad_()
-    value = leaf.new_zeros(())
+    leaf, wanted = gradient.detach().requires_grad_(), wanted.detach()
     with torch.enable_grad():
-        for one, two in zip(network.tensors(leaf).values(), network.tensors(wanted.detach()).values(), strict=True):
-            if one.ndim > 1:
-                g, w = one.flatten(1), two.flatten(1)
-                value = value + (1 - (g * w).sum(1) / (g.norm(dim=1) * w.norm(dim=1) + 1e-6)).sum()
+        if kind == "mse":
+            value = (leaf - wanted).square().sum()
+        elif kind == "cos":
+            value = _one_less_cosine(leaf[None], wanted[None])
+        else:
+            pairs = zip(network.tensors(leaf).values(), network.tensors(wanted).values(), strict=True)
+            weights = [(one.flatten(1), two.flatten(1)) for one, two in pairs if one.ndim > 1]
+            value = sum((_one_less_cosine(*pair) for pair in weights), start=leaf.new_zeros(()))
         (slope,) = torch.autograd.grad(value, leaf)
     return value.detach(), slope
 
 
-def loops(ipc: int) -> tuple[int, int]:
-    """Outer and inner loops for a number of images per class: `LOOPS`, on straight lines between its entries.
-
-    Beyond the last entry they stay as they are there.
-    """
-    here = min(ipc, max(LOOPS))
-    low, high = max(known for known in LOOPS if known <= here), min(known for known in LOOPS if known >= here)
-    share = (here - low) / max(1, high - low)
-    outer, inner = (a + share * (b - a) for a, b in zip(LOOPS[low], LOOPS[high], strict=True))
-    return round(outer), round(inner)
+def _one_less_cosine(one: Tensor, two: Tensor) -> Tensor:
+    """Sum [] over the rows of 1 - cosine of rows of [n, d]."""
+    gaps: Tensor = 1 - (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1) + 1e-6)
+    return gaps.sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,7 +13,7 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.derivatives import LOSSES
 from esp.errors import InputError
-from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_choices, require_segments
+from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_options, require_segments
 from esp.rng import Key
 from esp.subspace import Subspace
 
@@ -22,6 +23,8 @@ ProjNorm = Literal["l1", "l2", "l2sq", "relative"]
 @dataclass(frozen=True)
 class ESP:
     """Lower L_DM + beta * L_Proj at every step of a student that walks inside an expert's subspace (eq. 4 to 10).
+
+    Batch normalisation is frozen where the student starts (`Task.frozen`), and stays so until its next start.
 
     Attributes:
         steps: synthetic updates; every one is also a step of the student.
@@ -73,8 +76,9 @@ class ESP:
     def check(self, task: Task) -> None:
         """Refuse options that make no sense, and experts that are missing, too short or of something else."""
         task.operations(self.augmentation)
-        require_choices(
+        require_options(
             self,
+            task,
             proj_norm=get_args(ProjNorm),
             dm_reduction=("sum", "mean"),
             inner_loss=LOSSES,
@@ -83,6 +87,11 @@ class ESP:
         )
         if self.real_batch < 1:
             raise InputError("ESP needs a real_batch of at least 1", "correct the --set options")
+        if min(self.beta, self.dm, self.real_classes) < 0 or not self.beta + self.dm:
+            raise InputError(
+                "ESP needs beta, dm and real_classes of 0 or more, and something to lower",
+                "give --set beta=... or --set dm=... above 0",
+            )
         if self.restart < 1 or self.segment < 1 or not 0 <= self.start_min <= self.start_max:
             raise InputError(
                 "ESP needs restart and segment of at least 1 and 0 <= start_min <= start_max",
@@ -99,7 +108,9 @@ class ESP:
         """One synthetic update (eq. 10) and one step of the student (eq. 6), both at the same weights."""
         done = int(state["step"])
         here = key.fold("step", done)
-        first, space = self._segment(task, key.fold("segment", done // self.restart))
+        segment = key.fold("segment", done // self.restart)
+        first, space = self._segment(task, segment)
+        task = task.frozen(first, segment.fold("statistics"))
         student = self._student(state, first, space)
         theta = space.point(student) if self.inner_step == "projected" else student
         draw = augment.draw_single(
@@ -108,9 +119,9 @@ class ESP:
         view = View(task, synthetic_parameters(state), draw)
         gradient, means = self._look(view, theta)
         inside, residual = space.split(gradient)
-        proj, direction = proj_loss(gradient, residual, space, self.proj_norm)
+        proj, direction = proj_loss(gradient, residual, space, self.proj_norm, slope=self.beta > 0)
         dm, pull = self._dm_loss(task, theta, means, draw, here)
-        along = self.beta * direction if self.beta else None
+        along = None if direction is None else self.beta * direction
         slopes = view.pull(Cotangent(view, theta, self.dm * pull, along, self.inner_loss))
         state = self._rates.update(state, slopes, 1 - done / self.steps)
         lengths = {"gradient": gradient.norm(), "inside": inside.norm() / gradient.norm()}
@@ -134,16 +145,19 @@ class ESP:
 
     def _look(self, view: View, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient G [p] of the mean loss on the whole set (eq. 4), and class-mean features [C, d], in one pass."""
-        task = view.task
-        gradient, features = torch.zeros_like(theta), []
-        with torch.no_grad():
+        task, gradient = view.task, torch.zeros_like(theta)
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
             for units, rows in view.chunks():
-                slope, f, _ = task.derivatives(self.inner_loss).parameter_gradient(
+                slope, features, _ = task.derivatives(self.inner_loss).parameter_gradient(
                     theta, view.images(units, rows), view.targets(rows)
                 )
-                gradient += slope
-                features.append(f)
-        return gradient / len(task.labels), class_means(torch.cat(features), task.labels, task.data.num_classes)
+                gradient.add_(slope)
+                yield features, task.labels[rows]
+
+        with torch.no_grad():
+            means = class_means(parts(), task.data.num_classes)
+        return gradient / len(task.labels), means
 
     def _dm_loss(self, task: Task, theta: Tensor, means: Tensor, draw: augment.Draw, key: Key) -> tuple[Tensor, Tensor]:
         """L_DM [] (eq. 8) and its derivative [C, d] in the class means."""
@@ -161,16 +175,20 @@ class ESP:
         return gap.square().sum() / scale, 2 * gap / scale
 
 
-def proj_loss(gradient: Tensor, residual: Tensor, space: Subspace, norm: ProjNorm) -> tuple[Tensor, Tensor]:
+def proj_loss(
+    gradient: Tensor, residual: Tensor, space: Subspace, norm: ProjNorm, slope: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """L_Proj [] of G [p] with residual r [p], and u = dL_Proj/dG [p], outside the subspace but for `relative`.
 
-    l1: u = (I - EE') sign(r); l2: r/|r|; l2sq: 2r; relative: r/(|r||G|) - |r| G/|G|^3.
+    l1: u = (I - EE') sign(r); l2: r/|r|; l2sq: 2r; relative: (r/|r| - |r| G/|G|^2) / |G|. Without `slope` u is None.
     """
     if norm == "l1":
-        return residual.abs().sum(), space.outside(residual.sign())
+        return residual.abs().sum(), space.outside(residual.sign()) if slope else None
     if norm == "l2sq":
-        return residual.square().sum(), 2 * residual
-    length, whole = residual.norm(), gradient.norm()
+        return residual.square().sum(), 2 * residual if slope else None
+    # A gradient that lies in the subspace, or is zero, has no direction outside it: 0 / tiny is 0.
+    length, whole = residual.norm(), gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+    unit = residual / length.clamp(min=torch.finfo(residual.dtype).tiny)
     if norm == "l2":
-        return length, residual / length
-    return length / whole, residual / (length * whole) - length * gradient / whole**3
+        return length, unit if slope else None
+    return length / whole, (unit - length / whole * (gradient / whole)) / whole if slope else None

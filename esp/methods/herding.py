@@ -26,6 +26,7 @@ class Herding:
 
     steps: ClassVar[int] = 0
     default_parametrisation: ClassVar[str] = "pixels"
+    only_parametrisation: ClassVar[str] = "pixels"
     needs_experts: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
@@ -50,6 +51,7 @@ class KCenter:
 
     steps: ClassVar[int] = 0
     default_parametrisation: ClassVar[str] = "pixels"
+    only_parametrisation: ClassVar[str] = "pixels"
     needs_experts: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
@@ -103,6 +105,7 @@ def _selection(task: Task, key: Key, choose: Callable[[Tensor, int], Tensor]) ->
     assert task.experts is not None
     expert = task.experts.trajectories[key.seed % len(task.experts.trajectories)]
     theta = expert.segment(expert.epochs, 0)[0].to(task.device)
+    task = task.freeze(expert.statistics(expert.epochs).to(task.device))
     chosen = torch.cat(
         [rows[choose(_features(task, theta, rows), task.parametrisation.frame.ipc)] for rows in task.class_rows]
     )

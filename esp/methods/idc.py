@@ -11,11 +11,12 @@ from torch import Tensor
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._matching import Rates, mean_gradient, require_choices
+from esp.methods._matching import Rates, mean_gradient, require_options
 from esp.networks.flat import Network
 from esp.optim import Tensors, prefixed
 from esp.parametrisation import Frame
 from esp.rng import Key
+from esp.spaces import NORMALISED
 from esp.training import Recipe, Snapshot
 
 _BATCH = tuple[Tensor, Tensor]
@@ -93,13 +94,18 @@ class IDC:
     def check(self, task: Task) -> None:
         """Refuse options that make no sense, and networks without convolutions."""
         task.operations(self.augmentation)
-        require_choices(self, start=("auto", "real", "noise"), distance=("mse", "l1"))
+        require_options(self, task, start=("auto", "real", "noise"), distance=("mse", "l1"))
         if min(self.restart, self.real_batch, self.synthetic_batch, self.train_images) < 1:
             raise InputError(
                 "IDC needs restart, real_batch, synthetic_batch and train_images of at least 1",
                 "correct the --set options",
             )
         _ = self._recipe
+        if task.data.space != NORMALISED:
+            raise InputError(
+                f"IDC keeps its images between black and white, which pixel space {task.data.space!r} does not know",
+                f"use --space {NORMALISED}",
+            )
         if not kernels(task.network).any():
             raise InputError(
                 f"IDC matches convolution kernels, and {task.network.spec} has none", "give another --network"
@@ -117,6 +123,7 @@ class IDC:
         if done % self.restart == 0:
             theta = task.network.init(key.fold("network", done // self.restart)).to(task.device)
             state = {**_clamped(task, state), "network": theta, "velocity": torch.zeros_like(theta)}
+        task = task.frozen(state["network"], here.fold("statistics"))
         factor = 1.0 if rates.optimiser == "sgd" else 1 - done / self.steps
         state, total = {**state, "step": steps * classes}, torch.zeros((), device=task.device)
         for label in range(classes):

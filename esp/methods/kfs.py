@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class KFS:
         decoder_pretrain: how many of them are warm-up; 0 for none.
         lr_codes, lr_decoders: Adam's learning rates at the start of either part; they fall linearly to zero in it.
         real_batch: real images per class and step.
+        real_classes, layers, net_source: as those of DM; the paper's are not known.
         augmentation: DSA strategy, shared by real and synthetic images of a class.
     """
 
@@ -37,9 +38,17 @@ class KFS:
     lr_codes: float = 0.1
     lr_decoders: float = 0.01
     real_batch: int = 256
+    real_classes: int = 0
+    layers: Literal["last", "all"] = "last"
+    net_source: Literal["random", "expert"] = "random"
     augmentation: str = augment.STRATEGY
     default_parametrisation: ClassVar[str] = "latent"
+    only_parametrisation: ClassVar[str] = "latent"
     needs_experts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """With networks of experts it needs those."""
+        object.__setattr__(self, "needs_experts", self.net_source == "expert")
 
     @cached_property
     def _matching(self) -> DM:
@@ -48,6 +57,9 @@ class KFS:
             lr_codes=self.lr_codes,
             lr_decoders=self.lr_decoders,
             real_batch=self.real_batch,
+            real_classes=self.real_classes,
+            layers=self.layers,
+            net_source=self.net_source,
             augmentation=self.augmentation,
             start="noise",
         )

@@ -1,22 +1,23 @@
-"""Kernel inducing points (KIP; Nguyen, Chen and Lee, ICLR 2021) with the exact fully connected NTK; methods.md 9."""
+"""Kernel inducing points (KIP; Nguyen, Chen and Lee, ICLR 2021) by an exact kernel or RFAD's; methods.md 9.
+
+RFAD: Loo et al., "Efficient Dataset Distillation using Random Feature Approximation", NeurIPS 2022.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from esp.core import Metrics, State, Task, synthetic_parameters
+from esp.core import Metrics, State, Task, learned, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._matching import Rates, require_choices
-from esp.optim import Tensors
+from esp.kernels import random_features
+from esp.methods._matching import Rates, require_options
+from esp.optim import Tensors, adam, below, prefixed, start_adam
+from esp.regression import Batch, Regression
 from esp.rng import Key
-
-WEIGHT, BIAS = 2.0, 0.01
-"""Variances of weights and biases of the network behind the kernel."""
 
 LARGEST = 10_000
 """Synthetic images at most: the kernel of so many takes 800 MB, its factorisation minutes."""
@@ -26,23 +27,35 @@ LARGEST = 10_000
 class KIP:
     """Lower the error of kernel ridge regression from the synthetic set to real images; no network is trained.
 
-    Labels are one-hot rows less their mean, of synthetic images too: they are not learned. Kernel and solve are in
-    float64. `accuracy` tests the kernel predictor itself, as the paper does.
+    Labels are one-hot rows less their mean, of real images always, of synthetic ones unless they are learned. Kernel
+    and solve are in float64. `accuracy` tests the kernel predictor itself, as the paper does.
 
     Attributes:
         steps: updates; 300 make a usable set.
-        depth: hidden layers of the infinitely wide ReLU network.
-        ridge: regularisation, relative to the mean of the kernel's diagonal.
+        kernel: `fc`, the exact NTK of a fully connected network; or `conv`, RFAD's approximate NNGP of a convolutional
+            one, whose networks are drawn anew at every step.
+        depth: hidden layers of the infinitely wide ReLU network of `fc`.
+        ridge: regularisation, relative to the mean of the kernel's diagonal; of `fc`.
+        conv_ridge, conv_depth, conv_width, conv_networks: of `conv`; RFAD's, which takes lr_pixels=1e-3 with AdaBelief.
+        labels: `fixed`; `learned` along with the images; or `solved`: images stay what they are, and the rows are the
+            least-squares solution over all real images seen so far (label solve). Rows count as stored numbers.
         targets: real images in all for every update, as many of each class.
-        lr_pixels, lr_codes, lr_decoders: Adam's learning rates, constant.
+        lr_pixels, lr_labels, lr_codes, lr_decoders: Adam's learning rates, constant.
         start: `noise`, `real`, or `auto`: real images where the parametrisation stores images.
     """
 
     steps: int = 1_000
+    kernel: Literal["fc", "conv"] = "fc"
     depth: int = 1
     ridge: float = 1e-6
+    conv_ridge: float = 5e-3
+    conv_depth: int = 3
+    conv_width: int = 256
+    conv_networks: int = 8
+    labels: Literal["fixed", "learned", "solved"] = "fixed"
     targets: int = 5_000
     lr_pixels: float = 0.04
+    lr_labels: float = 0.04
     lr_codes: float = 0.04
     lr_decoders: float = 0.01
     start: Literal["auto", "real", "noise"] = "auto"
@@ -55,12 +68,16 @@ class KIP:
 
     def check(self, task: Task) -> None:
         """Refuse options that make no sense, and sets too large for one kernel."""
-        require_choices(self, start=("auto", "real", "noise"))
-        if min(self.depth, self.targets) < 1 or self.ridge < 0:
+        kinds = {"kernel": ("fc", "conv"), "labels": ("fixed", "learned", "solved")}
+        require_options(self, task, start=("auto", "real", "noise"), **kinds)
+        least = min(self.depth, self.targets, self.conv_depth, self.conv_width, self.conv_networks)
+        if least < 1 or min(self.ridge, self.conv_ridge) < 0:
             raise InputError(
                 "KIP needs depth and targets of at least 1 and a ridge that is not negative",
                 "correct the --set options",
             )
+        if self.kernel == "conv":
+            self._regression(task, Key(0))
         if len(task.labels) > LARGEST:
             raise InputError(
                 f"KIP solves for all synthetic images at once, and {len(task.labels)} are more than {LARGEST}",
@@ -68,104 +85,117 @@ class KIP:
             )
 
     def init(self, task: Task, key: Key) -> State:
-        """The synthetic set and its optimiser."""
+        """The synthetic set, its labels where they change, and its optimiser."""
         state = task.start(self.start, key)
-        return {**state, **self._rates.start(synthetic_parameters(state))}
+        state |= self._rates.start(synthetic_parameters(state))
+        if self.labels == "fixed":
+            return state
+        rows = one_hot(task, task.labels).to(torch.float32)
+        if self.labels == "learned":
+            return {**state, "learned.labels": rows, **prefixed("teacher", start_adam({"labels": rows}))}
+        moment = torch.zeros_like(rows, dtype=torch.float64)
+        return {**state, "learned.labels": rows, "gram": moment.new_zeros(len(rows), len(rows)), "moment": moment}
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
         """One update against fresh real images."""
-        count = max(1, self.targets // task.data.num_classes)
-        images, labels = task.real(list(range(task.data.num_classes)), count, key.fold("step", int(state["step"])))
-        loss, slopes = self.loss(task, synthetic_parameters(state), images, labels)
-        return self._rates.update(state, slopes, 1.0), {"loss": loss}
+        classes, done = task.data.num_classes, int(state["step"])
+        count, here = max(1, self.targets // classes), key.fold("step", done)
+        images, labels = task.real(list(range(classes)), count, here)
+        if self.labels == "solved":
+            return self._solve_step(task, state, images, labels, here)
+        rows = learned(state).get("labels")
+        loss, slopes = self.loss(task, synthetic_parameters(state), images, labels, rows, here)
+        on_rows = slopes.pop("labels")
+        state = self._rates.update(state, slopes, 1.0)
+        if rows is None:
+            return state, {"loss": loss}
+        rates = {"labels": self.lr_labels}
+        new, memory = adam({"labels": rows}, {"labels": on_rows.to(rows)}, below("teacher", state), rates, done)
+        return {**state, **prefixed("learned", new), **prefixed("teacher", memory)}, {"loss": loss}
 
-    def loss(self, task: Task, parameters: Tensors, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensors]:
-        """Half the mean square of what the predictor gets wrong, over all entries, and its slopes in the parameters.
+    def _solve_step(self, task: Task, state: State, images: Tensor, labels: Tensor, key: Key) -> tuple[State, Metrics]:
+        """Add real images to the normal equations of the label rows, and solve them."""
+        support, batches = _decoded(task, synthetic_parameters(state)).detach(), _batches(task, images, labels)
+        regression = self._regression(task, key)
+        gram, moment = regression.normal_equations(support, batches)
+        gram, moment = state["gram"] + gram, state["moment"] + moment
+        rows = torch.linalg.pinv(gram, hermitian=True) @ moment + 1 / moment.shape[1]
+        with torch.no_grad():
+            weights = regression.weights(regression.kernel(support, support), rows)
+            square = [(regression.kernel(x, support) @ weights - y).square().sum() for x, y in batches]
+        loss = 0.5 * torch.stack(square).sum() / (len(images) * rows.shape[1])
+        new = {"gram": gram, "moment": moment, "learned.labels": rows.to(torch.float32)}
+        return {**state, **new, "step": state["step"] + 1}, {"loss": loss}
+
+    def loss(
+        self,
+        task: Task,
+        parameters: Tensors,
+        images: Tensor,
+        labels: Tensor,
+        rows: Tensor | None = None,
+        key: Key = Key(0),  # noqa: B008 (immutable)
+    ) -> tuple[Tensor, Tensors]:
+        """Half the mean square of what the predictor gets wrong, over all entries, and its slopes.
 
         Args:
-            task: what the set is for; `chunk` bounds the target images at a time.
+            task: what the set is for; `chunk` bounds the images at a time.
             parameters: of the synthetic set.
             images: normalised target images [m, c, h, w].
             labels: their classes [m].
+            rows: label rows [n, classes] of the synthetic set; None for one-hot ones.
+            key: names the networks of `conv`.
+
+        Returns:
+            The loss [], and slopes in every parameter and, as `labels`, in the rows.
         """
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        decoded = _support(task, leaves)
-        support = decoded.detach().requires_grad_()
-        weights = self._weights(task, support)
-        fixed = weights.detach().requires_grad_()
-        total = support.new_zeros(())
-        through, on_weights = torch.zeros_like(support), torch.zeros_like(fixed)
-        for x, y in zip(torch.split(images, task.chunk), torch.split(labels, task.chunk), strict=True):
-            wrong = ntk(_flat(x), support, self.depth) @ fixed - _centred(task, y)
-            part = 0.5 * wrong.square().sum() / (len(labels) * task.data.num_classes)
-            slopes = torch.autograd.grad(part, (support, fixed))
-            total, through, on_weights = total + part.detach(), through + slopes[0], on_weights + slopes[1]
-        (rest,) = torch.autograd.grad(weights, support, on_weights)
-        found = torch.autograd.grad(decoded, list(leaves.values()), through + rest)
-        return total, dict(zip(leaves, found, strict=True))
+        decoded = _decoded(task, leaves)
+        rows = one_hot(task, task.labels) if rows is None else rows
+        value, on_images, on_rows = self._regression(task, key).slopes(decoded, rows, _batches(task, images, labels))
+        found = torch.autograd.grad(decoded, list(leaves.values()), on_images)
+        return value, {**dict(zip(leaves, found, strict=True)), "labels": on_rows}
 
-    def accuracy(self, task: Task, parameters: Tensors) -> float:
-        """Fraction of the test images that the kernel predictor of a synthetic set gets right."""
-        right, data = 0, task.data
+    def accuracy(
+        self,
+        task: Task,
+        parameters: Tensors,
+        rows: Tensor | None = None,
+        key: Key = Key(0),  # noqa: B008 (immutable)
+    ) -> float:
+        """Fraction of the test images that the kernel predictor of a set gets right; arguments as in `loss`."""
+        right, data, regression = 0, task.data, self._regression(task, key.fold("test"))
+        rows = one_hot(task, task.labels) if rows is None else rows
         with torch.no_grad():
-            support = _support(task, parameters)
-            weights = self._weights(task, support)
+            support = _decoded(task, parameters)
+            weights = regression.weights(regression.kernel(support, support), rows.to(torch.float64))
             for x, y in zip(
                 torch.split(data.test_images, task.chunk), torch.split(data.test_labels, task.chunk), strict=True
             ):
-                images = _flat(data.normalise(x.to(task.device)))
-                guesses = (ntk(images, support, self.depth) @ weights).argmax(1)
+                guesses = (regression.kernel(data.normalise(x.to(task.device)), support) @ weights).argmax(1)
                 right += int((guesses == y.to(guesses.device)).sum())
         return right / len(data.test_labels)
 
-    def _weights(self, task: Task, support: Tensor) -> Tensor:
-        """(K + ridge)^-1 y, [n, classes]; not a number where the kernel of the support cannot be factorised."""
-        kernel = ntk(support, None, self.depth)
-        ridge = self.ridge * kernel.diagonal().mean()
-        factor, failed = torch.linalg.cholesky_ex(kernel + ridge * torch.eye(len(kernel)).to(kernel))
-        weights = torch.cholesky_solve(_centred(task, task.labels), factor)
-        return torch.where(failed == 0, weights, math.nan)
+    def _regression(self, task: Task, key: Key) -> Regression:
+        if self.kernel == "fc":
+            return Regression(self.ridge, self.depth)
+        size = self.conv_depth, self.conv_width, self.conv_networks
+        features = random_features(task.data.shape, *size, key, task.device, task.chunk, task.compile)
+        return Regression(self.conv_ridge, features=features)
 
 
-def ntk(first: Tensor, second: Tensor | None = None, depth: int = 1) -> Tensor:
-    """Neural tangent kernel of an infinitely wide fully connected ReLU network with `depth` hidden layers.
-
-    Args:
-        first: inputs [n, d].
-        second: inputs [m, d]; None for the first ones.
-        depth: hidden layers.
-
-    Returns:
-        [n, m].
-    """
-    other = first if second is None else second
-    own, others = (BIAS + WEIGHT * x.square().mean(1) for x in (first, other))
-    nngp = BIAS + WEIGHT * first @ other.T / first.shape[1]
-    tangent = nngp
-    for _ in range(depth):
-        scale = (own[:, None] * others).sqrt()
-        ratio = nngp / scale
-        # The slope of arccos is infinite at 1, where every input meets itself and nothing depends on it.
-        apart = ratio < 1 - 1e-12
-        angle = torch.where(apart, torch.where(apart, ratio, 0.0).clamp(min=-1 + 1e-12).arccos(), 0.0)
-        tangent = tangent * WEIGHT * (math.pi - angle) / (2 * math.pi)
-        nngp = BIAS + WEIGHT * scale * (angle.sin() + (math.pi - angle) * angle.cos()) / (2 * math.pi)
-        tangent = nngp + tangent
-        own, others = BIAS + WEIGHT * own / 2, BIAS + WEIGHT * others / 2
-    return tangent
-
-
-def _flat(images: Tensor) -> Tensor:
-    """Images as float64 rows [n, d]."""
-    return images.flatten(1).to(torch.float64)
-
-
-def _support(task: Task, parameters: Tensors) -> Tensor:
+def _decoded(task: Task, parameters: Tensors) -> Tensor:
+    """Every image of the set, [n, c, h, w]."""
     made = task.parametrisation
-    return _flat(made.decode(parameters, 0, made.frame.classes * made.units))
+    return made.decode(parameters, 0, made.frame.classes * made.units)
 
 
-def _centred(task: Task, labels: Tensor) -> Tensor:
-    """One-hot labels less 1 / classes, float64 [n, classes] on the device."""
-    classes = task.data.num_classes
-    return torch.nn.functional.one_hot(labels.to(task.device), classes).to(torch.float64) - 1 / classes
+def _batches(task: Task, images: Tensor, labels: Tensor) -> list[Batch]:
+    """Images in chunks, with one-hot rows less 1 / classes."""
+    targets = one_hot(task, labels) - 1 / task.data.num_classes
+    return list(zip(torch.split(images, task.chunk), torch.split(targets, task.chunk), strict=True))
+
+
+def one_hot(task: Task, labels: Tensor) -> Tensor:
+    """float64 [n, classes] on the device."""
+    return torch.nn.functional.one_hot(labels.to(task.device), task.data.num_classes).to(torch.float64)

@@ -15,7 +15,7 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.derivatives import loss_sum
 from esp.errors import InputError
-from esp.methods._matching import Rates, View, mean_gradient, require_choices, require_segments
+from esp.methods._matching import Rates, View, mean_gradient, require_options, require_segments
 from esp.optim import below, prefixed, sgd
 from esp.parametrisation import decode_all
 from esp.rng import Key
@@ -30,13 +30,15 @@ class MTT:
     """Make a student that is trained on the synthetic set arrive where an expert is some epochs later.
 
     Loss: |theta_N - target|^2 / |theta_0 - target|^2, where theta_0 and target are snapshots of one expert. The
-    student's learning rate is learned as well; it is no part of the synthetic set, but `state["rate"]`, and reported as
-    the metric `rate`. It may become negative, as in the published code.
+    student's learning rate is learned as well: `state["learned.rate"]`, saved with the set for the protocol `mtt`, and
+    reported as the metric `rate`. It may become negative, as in the published code; then that protocol refuses the set.
 
     The defaults are those in use for CIFAR-10 at one image per class **without ZCA whitening**, in which the published
     46.3 % were reached (with it: start_max 1, lr_pixels 100). Others without it (methods.md 11.3): CIFAR-10 at ten
     images: student_steps 30, start_max 14, rate 1e-3, lr_rate 1e-5; at fifty: the same with start_max 39; CIFAR-100 at
     ten: student_steps 20, start_max 19, lr_rate 1e-5.
+
+    Batch normalisation is frozen where the student starts (`Task.frozen`), for all of its steps.
 
     Attributes:
         steps: synthetic updates.
@@ -77,7 +79,7 @@ class MTT:
     def check(self, task: Task) -> None:
         """Refuse options that make no sense, and experts that are missing, too short or of something else."""
         task.operations(self.augmentation)
-        require_choices(self, gradient=get_args(Gradient), start=("auto", "real", "noise"))
+        require_options(self, task, gradient=get_args(Gradient), start=("auto", "real", "noise"))
         if min(self.student_steps, self.segment) < 1 or min(self.start_max, self.batch) < 0:
             raise InputError(
                 "MTT needs student_steps and segment of at least 1, and start_max and batch that are not negative",
@@ -90,7 +92,7 @@ class MTT:
         state = task.start(self.start, key)
         rate = torch.tensor(self.rate, device=task.device)
         state |= self._rates(task).start(synthetic_parameters(state))
-        return {**state, "rate": rate, "optimiser.velocity.rate": torch.zeros_like(rate)}
+        return {**state, "learned.rate": rate, "optimiser.velocity.rate": torch.zeros_like(rate)}
 
     def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
         """One update of the synthetic set and of the student's learning rate."""
@@ -98,20 +100,21 @@ class MTT:
         start, target = self._segment(task, done, key)
         images = decode_all(task.parametrisation, parameters)
         start, target = start.to(images), target.to(images)
+        task = task.frozen(start, key.fold("step", done, "statistics"))
         batches = self._batches(task, key.fold("step", done, "student"))
         follow = unrolled if self.gradient == "unrolled" else tesla
-        value, slope, rate_slope = follow(task, images, state["rate"], start, target, batches)
+        value, slope, rate_slope = follow(task, images, state["learned.rate"], start, target, batches)
         slopes = View(task, parameters, ()).pull(lambda _, rows: slope[rows])
         rates = self._rates(task)
         rate, memory = sgd(
-            {"rate": state["rate"]},
+            {"rate": state["learned.rate"]},
             {"rate": rate_slope},
             below("optimiser", state),
             {"rate": self.lr_rate},
             self.momentum,
         )
         state = rates.update(state, slopes, 1.0 if rates.optimiser == "sgd" else 1 - done / self.steps)
-        return {**state, **rate, **prefixed("optimiser", memory)}, {"loss": value, "rate": rate["rate"]}
+        return {**state, **prefixed("learned", rate), **prefixed("optimiser", memory)}, {"loss": value, **rate}
 
     def _segment(self, task: Task, done: int, key: Key) -> tuple[Tensor, Tensor]:
         """Snapshots [p] that the student starts from and aims at: experts in shuffled rounds, a random epoch."""

@@ -17,6 +17,7 @@ class Random:
 
     steps: ClassVar[int] = 0
     default_parametrisation: ClassVar[str] = "pixels"
+    only_parametrisation: ClassVar[str] = "pixels"
     needs_experts: ClassVar[bool] = False
 
     def check(self, task: Task) -> None:

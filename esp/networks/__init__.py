@@ -8,4 +8,11 @@ NETWORKS: dict[str, str] = {
     "convnet3": "esp.networks.convnet:convnet3",
     "convnet4": "esp.networks.convnet:convnet4",
     "convnet": "esp.networks.convnet:convnet",
+    "densenet121": "esp.networks.densenet:densenet121",
+    "densenetidc": "esp.networks.densenet:densenetidc",
+    "efficientnetv2s": "esp.networks.efficientnet:efficientnetv2s",
+    "kipnet": "esp.networks.kipnet:kipnet",
+    "resnet10": "esp.networks.resnet:resnet10",
+    "resnet10idc": "esp.networks.resnet:resnet10idc",
+    "resnet18": "esp.networks.resnet:resnet18",
 }

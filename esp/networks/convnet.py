@@ -5,37 +5,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from torch import Tensor, nn
 
 from esp.errors import InputError
-
-NORMS = ("instance", "group", "none")
-
-
-class Norm(nn.Module):
-    """Instance or group normalisation with a scale and a shift for each channel.
-
-    Eager code takes torch's fused kernel. Under the compiler it is written with means: that fuses as well, and the
-    forward-mode derivative of `F.group_norm` would stay slow there.
-    """
-
-    def __init__(self, channels: int, groups: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.groups, self.eps = groups, eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, c, h, w] to [n, c, h, w]."""
-        if not torch.compiler.is_compiling():
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        n, c, h, w = x.shape
-        grouped = x.reshape(n, self.groups, -1)
-        centred = grouped - grouped.mean(2, keepdim=True)
-        scale = torch.rsqrt((centred * centred).mean(2, keepdim=True) + self.eps)
-        return (centred * scale).reshape(n, c, h, w) * self.weight.view(1, c, 1, 1) + self.bias.view(1, c, 1, 1)
+from esp.networks.norms import norm as make_norm
 
 
 class ConvNet(nn.Module):
@@ -50,8 +24,7 @@ class ConvNet(nn.Module):
         inputs = [channels] + [width] * (depth - 1)
         pads = [padding] + [1] * (depth - 1)
         self.convs = nn.ModuleList(nn.Conv2d(i, width, 3, padding=p) for i, p in zip(inputs, pads, strict=True))
-        groups = {"instance": width, "group": max(1, width // 32), "none": 0}[norm]
-        self.norms = nn.ModuleList(Norm(width, groups) if groups else nn.Identity() for _ in range(depth))
+        self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(depth))
         self.head = nn.Linear(width * height * side, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,12 +51,8 @@ def convnet(
     Raises:
         InputError: an option out of range, or images too small for `depth` poolings.
     """
-    if norm not in NORMS:
-        raise InputError(f"norm={norm} is not a normalisation of ConvNet", f"choose one of {', '.join(NORMS)}")
     if depth < 1 or width < 1:
         raise InputError("a ConvNet needs depth and width of at least 1", "give positive numbers")
-    if norm == "group" and width % max(1, width // 32):
-        raise InputError(f"width={width} does not divide into groups of 32 channels", "choose a multiple of 32")
     if min(shape[1:]) < 2**depth:
         raise InputError(
             f"images of {shape[1]}x{shape[2]} are too small for {depth} poolings",

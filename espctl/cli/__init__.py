@@ -18,20 +18,32 @@ from typer.core import TyperCommand, TyperGroup
 
 from esp.errors import EspError, closest_hint
 from espctl import __version__, render
-from espctl.errors import Interrupted, UsageError, exit_code, translate
+from espctl.errors import ExpressionError, Interrupted, UsageError, exit_code, translate
 
 # name -> "module:attribute" (a Typer application is a group, a function is a command), and one line of help
 COMMANDS = {
     "data": ("espctl.cli.data:app", "List, fetch, convert and look at data sets."),
     "experts": ("espctl.cli.experts:app", "Train networks on real data and keep their trajectories."),
     "condense": ("espctl.cli.condense:condense", "Condense a data set into a few images per class."),
+    "tune": ("espctl.cli.tune:app", "Search for good options of a method."),
     "evaluate": ("espctl.cli.evaluate:evaluate", "Score a synthetic set by training fresh networks on it."),
+    "export": ("espctl.cli.export:export", "Write a synthetic set as files that other programs read."),
+    "rerun": ("espctl.cli.rerun:rerun", "Repeat a run, and compare what comes out."),
+    "reproduce": ("espctl.cli.reproduce:reproduce", "Make a table of the paper within a budget of time."),
+    "compress": ("espctl.cli.compress:compress", "Store a run's numbers with 8, 4 or 2 bits."),
+    "protocols": ("espctl.cli.protocols:app", "List the evaluation protocols and what they consist of."),
     "methods": ("espctl.cli.methods:app", "List the methods and their options."),
-    "runs": ("espctl.cli.runs:app", "List and show runs."),
+    "networks": ("espctl.cli.networks:app", "List the networks and their sizes."),
+    "runs": ("espctl.cli.runs:app", "List, compare, label, watch, remove, export and import runs."),
     "report": ("espctl.cli.report:app", "Print results beside the published ones."),
-    "db": ("espctl.cli.db:app", "Create, upgrade and check the database."),
+    "query": ("espctl.cli.query:query", "Ask the database in SQL, read-only."),
+    "verify": ("espctl.cli.verify:verify", "Compare runs, experts and data sets with their checksums."),
+    "db": ("espctl.cli.db:app", "Create, upgrade, copy and check the database."),
+    "doctor": ("espctl.cli.doctor:doctor", "Look for what is missing or broken, with a remedy for each."),
     "config": ("espctl.cli.config:app", "Show the settings in force and where they come from."),
 }
+
+_LONGEST = 1000  # letters of a sentence
 
 
 class Group(TyperGroup):
@@ -71,10 +83,10 @@ class _Root(Group):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _load(name) if name in COMMANDS else command, rest
+        return name, load_command(name) if name in COMMANDS else command, rest
 
 
-def _load(name: str) -> Any:
+def load_command(name: str) -> Any:
     """Import a command. It is put below an application of its own, so that all share one look whatever they set."""
     target, text = COMMANDS[name]
     module, _, attribute = target.partition(":")
@@ -114,7 +126,12 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 not understood, 130 interrupted.
+
+    A `package.module:attribute` of one's own is looked for in the working folder too, as `python -m espctl` does.
+    """
+    if "" not in sys.path:
+        sys.path.append("")  # last: it must hide no installed module
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -150,6 +167,11 @@ def _usage(error: typer.TyperException) -> EspError:
     return UsageError(message[:1].lower() + message[1:], hint)
 
 
+def _short(text: str) -> str:
+    """A sentence that quotes a megabyte of somebody's file says so with its beginning and its end."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
+
+
 def _fail(error: EspError, cause: BaseException | None = None) -> int:
     if cause is not None and os.environ.get("ESPCTL_DEBUG", "") not in ("", "0"):
         traceback.print_exception(cause)
@@ -158,5 +180,7 @@ def _fail(error: EspError, cause: BaseException | None = None) -> int:
         for name, text, code in (("error", error.message, 31), ("hint", error.hint, 36)):
             if text:
                 start = f"\x1b[1;{code}m{name}:\x1b[0m" if colour else f"{name}:"
-                print(start, render.clean(text), file=sys.stderr, flush=True)
+                print(start, render.clean(_short(text)), file=sys.stderr, flush=True)
+            if name == "error" and isinstance(error, ExpressionError):
+                render.pointer(error.text, error.place)
     return exit_code(error)

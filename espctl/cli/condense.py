@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,15 @@ Parametrisation = Annotated[
         help="pixels, multiformation[,factor=2], or latent[,decoders=4,...]; default: the method's.",
     ),
 ]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="What --set changes: paper (the published constants of data set and ipc), or quick (far fewer steps).",
+        autocompletion=options.complete_preset,
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")
 ]
@@ -34,6 +44,15 @@ Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.", autocompletion=options.complete_run),
 ]
+FromStudy = Annotated[
+    str | None,
+    typer.Option(
+        "--from-study",
+        metavar="STUDY",
+        help="The best options that `espctl tune` found.",
+        autocompletion=options.complete_study,
+    ),
+]
 Again = Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")]
 CheckpointEvery = Annotated[float | None, typer.Option(help="Seconds between checkpoints.")]
 
@@ -44,24 +63,30 @@ def condense(
     method: options.Method = None,
     network: options.Network = None,
     parametrisation: Parametrisation = None,
+    preset: Preset = "paper",
     set_: Set = None,
+    space: options.Space = None,
     seed: options.Seed = None,
     experts: ExpertStore = None,
     expert_count: ExpertCount = None,
+    from_study: FromStudy = None,
     resume: Resume = None,
     again: Again = False,
+    dry_run: options.DryRun = False,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
     chunk: options.Chunk = None,
     checkpoint_every: CheckpointEvery = None,
+    log: options.Log = None,
     home: options.Home = None,
     json: options.Json = None,
     quiet: options.Quiet = None,
 ) -> None:
     """Condense a data set and store the result as a run.
 
-    Options of a method are given by --set, for example --set steps=2000 --set beta=1e-4.
+    Without --set a method has the options of its preset: `espctl methods show METHOD -d NAME --ipc N` lists them.
+    Change one with --set, for example --set steps=2000 --set beta=1e-4.
     """
     from espctl.errors import UsageError
     from espctl.services import condense as service
@@ -73,27 +98,65 @@ def condense(
         "condense.seed": seed,
         "compute.chunk": chunk,
         "compute.checkpoint_every": checkpoint_every,
+        "logging.to": log,
         **options.compute_flags(device, threads, compile),
         **options.output_flags(home, json, quiet),
     }
     project = Project.open(flags)
+    if resume and dry_run:
+        raise UsageError("--dry-run is about a new run, not about --resume", "leave out one of the two")
     if resume:
         run, steps = service.steps_of(project, resume)
         _carry_out(project, run, steps, lambda on_progress: service.resume(project, run, on_progress))
         return
-    if dataset is None or ipc is None:
+    if from_study:
+        project, request = _best(project, from_study, dataset, ipc, method, network)
+    elif dataset is None or ipc is None:
         raise UsageError(
             "condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN"
         )
-    request = service.Request(
-        dataset, ipc, options.pairs(set_ or []), parametrisation or "", experts or "", expert_count or 0
+    else:
+        request = service.Request(dataset, ipc, {}, preset=preset)
+    request = replace(
+        request,
+        options={**request.options, **options.pairs(set_ or [])},
+        parametrisation=parametrisation or request.parametrisation,
+        experts=experts or "",
+        expert_count=expert_count or 0,
+        space=space or "",
     )
+    if dry_run:
+        from espctl.cli import dry_run as estimate
+
+        estimate.condensation(project, request)
+        return
     prepared = service.prepare(project, request)
     known = service.existing(project, prepared)
     if known and not again:
         _known(project, known)
         return
     _carry_out(project, prepared.run, prepared.steps, lambda on_progress: service.start(project, prepared, on_progress))
+
+
+def _best(
+    project: Any, study: str, dataset: str | None, ipc: int | None, method: str | None, network: str | None
+) -> tuple[Any, Any]:
+    """The request of a study's best trial for the whole training set, and the project with its method and network."""
+    from espctl import render
+    from espctl.errors import UsageError
+    from espctl.services import condense as service
+    from espctl.services import studies
+
+    plan, found, origin = studies.request_of_best(project, study)
+    if method not in (None, plan.method):
+        raise UsageError(f"the study {study} is of method {plan.method}, not {method}", "leave out --method")
+    name, count = dataset or plan.dataset, ipc or plan.ipc
+    render.note(f"best of {study}: " + render.text(found), project.settings.output.quiet)
+    request = service.Request(
+        name, count, found, parametrisation=plan.parametrisation, preset=plan.preset, from_study=origin
+    )
+    chosen = {"condense.method": plan.method, **({} if network else {"condense.network": plan.network})}
+    return project.with_settings(chosen), request
 
 
 def _known(project: Any, run: Any) -> None:
@@ -136,11 +199,18 @@ def _show(project: Any, run: Any) -> None:
         {
             "run": run.id,
             "method": run.method,
+            "preset": run.preset,
             "data set": f"{run.dataset}, {run.ipc} per class",
             "network": run.network,
-            "stored": f"{run.parametrisation}, {run.stored_numbers:,} of {run.budget_numbers:,} numbers",
+            "stored": f"{run.parametrisation}, {run.stored_numbers:,} of {run.budget_numbers:,} numbers{_over(run)}",
             "seconds": run.seconds,
             "peak memory": f"{run.peak_memory_bytes / 1e6:,.0f} MB",
             "folder": render.path(project.home / run.folder),
         }
     )
+
+
+def _over(run: Any) -> str:
+    """Only label rows can go beyond the budget: everything else is refused before the run."""
+    beyond = run.stored_numbers - run.budget_numbers
+    return f", {beyond:,} over the budget by learned labels" if beyond > 0 else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esp.spaces import NORMALISED
 from espctl.cli import options
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def show(
     per_class: Annotated[int, typer.Option("--per-class", min=1, max=100, help="Images in a row.")] = 8,
     test: Annotated[bool, typer.Option("--test", help="Show test images.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Choose images at random.")] = None,
+    space: options.Space = None,
     home: options.Home = None,
     json: options.Json = None,
 ) -> None:
@@ -127,7 +129,7 @@ def show(
     from espctl.services.project import Project
 
     project = Project.open({"home": home, "output.json": json})
-    made = data.show(project, dataset, output, per_class, test, seed)
+    made = data.show(project, dataset, output, per_class, test, seed, space or NORMALISED)
     if project.settings.output.json:
         render.emit_json(made)
     else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from espctl.cli import options
@@ -23,10 +26,33 @@ def upgrade(home: options.Home = None, json: options.Json = None) -> None:
     if project.settings.output.json:
         render.emit_json(done)
         return
+    if done.backup:
+        render.line(f"the database as it was: {render.path(done.backup)}")
     was = "already " if done.before == done.after else "now "
     render.line(f"{done.database} {was}has schema {done.after}")
     if done.runs.added or done.runs.updated:
         render.line(f"from the run folders: {len(done.runs.added)} runs added, {len(done.runs.updated)} updated")
+
+
+@app.command()
+def backup(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The copy; by default beside the database, with the time.")
+    ] = None,
+    home: options.Home = None,
+    json: options.Json = None,
+) -> None:
+    """Copy the database into a new file, also while other processes write."""
+    from espctl import render
+    from espctl.services import db
+    from espctl.services.project import Project
+
+    project = Project.open({"home": home, "output.json": json})
+    made = db.backup(project, file)
+    if project.settings.output.json:
+        render.emit_json({"backup": made, "bytes": made.stat().st_size})
+    else:
+        render.line(render.path(made))
 
 
 @app.command()

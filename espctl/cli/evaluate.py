@@ -17,8 +17,14 @@ def evaluate(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")
     ] = None,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="HOW", help="last, or held-out: choose on training images.")
+    ] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option("--lr", help="Learning rates to choose among; may be repeated.")
+    ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Score random selection of equal size too.")
+        bool, typer.Option("--baseline/--no-baseline", help="Score random selection and herding of equal size too.")
     ] = True,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")] = 1,
     device: options.Device = None,
@@ -31,8 +37,10 @@ def evaluate(
     """Train fresh networks on a run's synthetic set and test them on real images.
 
     The score is the accuracy after the last epoch. The best check, a maximum over the test set, is shown beside it.
+    With --select held-out the epoch is chosen on held-out training images, and the test set is looked at once.
     """
     from espctl import render
+    from espctl.errors import UsageError
     from espctl.services import evaluate as service
     from espctl.services.project import Project
 
@@ -43,9 +51,14 @@ def evaluate(
         **options.compute_flags(device, threads, compile),
         **options.output_flags(home, json, quiet),
     }
+    if select not in (None, "last", "held-out"):
+        raise UsageError(f"--select {select!r} is no way to choose", "give last, or held-out")
     project = Project.open(flags)
-    runs, items = service.prepare(project, run, epochs, jobs, baseline)
+    ask = service.Ask(epochs, select or "", tuple(lr or ()), network)
+    runs, items = service.prepare(project, run, jobs, baseline, ask)
     output = project.settings.output
+    if baseline and len(runs) == 1 and not runs[0].startswith("random-"):
+        render.note("no baseline: a random selection has no learned learning rate", output.quiet or output.json)
     done: dict[tuple[str, int], int] = {}
     with render.Progress(sum(item.epochs for item in items), f"evaluate {runs[0]}", output.quiet) as progress:
 
@@ -55,11 +68,15 @@ def evaluate(
 
         for record in service.score(project, items, jobs, on_event):
             render.note(f"{record.run_id} seed {record.seed}: {record.accuracy:.2%}", output.quiet or output.json)
-    found = service.scored(project, runs, epochs)
+    found = service.scored(project, runs, ask)
     if output.json:
         render.emit_json(found)
         return
-    columns = ("run", "accuracy %", "n", "best check %")
+    title, selects = f"{found[0].network}, protocol {found[0].protocol}", ask.protocol(project).select == "held-out"
     rows = [(s.run, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in found]
-    render.table(columns, rows, f"{found[0].network}, protocol {found[0].protocol}")
+    if selects:
+        render.table(("run", "accuracy %", "n"), [row[:3] for row in rows], title)
+        render.prose("The epoch was chosen on held-out training images; the test set was looked at once, there.")
+        return
+    render.table(("run", "accuracy %", "n", "best check %"), rows, title)
     render.prose("Accuracy is that after the last epoch; the best check was chosen on the test set.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from esp.spaces import NORMALISED
 from espctl.cli import options
 
 app = typer.Typer()
@@ -24,6 +25,11 @@ def build(
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="Stored as float32 or bfloat16.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Experts trained at the same time.")] = None,
     seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of all experts of the store.")] = 0,
+    held_out: Annotated[
+        float | None, typer.Option("--held-out", help="Leave out this fraction of the training images, for tune.")
+    ] = None,
+    space: options.Space = None,
+    dry_run: options.DryRun = False,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
@@ -48,7 +54,13 @@ def build(
         **options.output_flags(home, json, quiet),
     }
     project = Project.open(flags)
-    plan, items = experts.prepare(project, experts.BuildRequest(dataset, seed))
+    request = experts.BuildRequest(dataset, seed, held_out=held_out or 0.0, space=space or NORMALISED)
+    if dry_run:
+        from espctl.cli import dry_run as estimate
+
+        estimate.experts(project, request)
+        return
+    plan, items = experts.prepare(project, request)
     output, total = project.settings.output, project.settings.experts.epochs
     if items:
         there = f"{len(plan.finished)} there, " if plan.finished else ""
@@ -109,7 +121,17 @@ def _table(found: list[Any]) -> None:
         ]
         if index:
             render.line("")
-        render.table(columns, rows, f"{store}: {first.network} on {first.dataset}, {first.dtype}")
+        render.table(columns, rows, f"{store}: {first.network} on {first.dataset}{_part(first)}, {_stored(first)}")
+
+
+def _stored(expert: Any) -> str:
+    """Type of the numbers, and the pixel space of the images where it is not the plain one."""
+    return expert.dtype if expert.space == NORMALISED else f"{expert.dtype}, space {expert.space}"
+
+
+def _part(expert: Any) -> str:
+    """What was held out of the training set, if anything."""
+    return "" if expert.split == "official" else f" ({expert.split})"
 
 
 @app.command()
@@ -131,10 +153,11 @@ def show(
     render.record(
         {
             "expert": found.name,
-            "data set": found.dataset,
+            "data set": f"{found.dataset}{_part(found)}",
+            "pixel space": found.space,
             "network": f"{found.network}, {found.parameters:,} parameters",
             "epochs": found.epochs,
-            "test accuracy": f"{found.accuracy:.2%}",
+            ("held-out accuracy" if _part(found) else "test accuracy"): f"{found.accuracy:.2%}",
             "training loss": found.loss,
             "file": f"{render.path(found.path)}, {found.bytes / 1e6:.1f} MB, {found.dtype}",
             "healthy": "yes" if found.healthy else "no",

@@ -30,18 +30,45 @@ def complete_network(incomplete: str) -> list[str]:
 
 
 def complete_protocol(incomplete: str) -> list[str]:
-    """Names of evaluation protocols."""
-    return _starting(incomplete, _table("esp.protocols", "PROTOCOLS"))
-
-
-def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of run folders, newest first; read from the disk, not from the database."""
+    """Names of evaluation protocols, those of espctl.toml included."""
     from espctl import settings
     from espctl.errors import SettingsError
 
     try:
-        runs = settings.load(flags={"home": ctx.params.get("home")}).settings.paths.runs
-        folders = [path for path in runs.iterdir() if (path / "request.json").is_file()]
+        own = list(settings.load().settings.protocols)
+    except (SettingsError, OSError):  # as above, never an error into the user's command line
+        own = []
+    return _starting(incomplete, [*_table("esp.protocols", "PROTOCOLS"), *own])
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of presets."""
+    return _starting(incomplete, _table("esp.presets", "PRESETS"))
+
+
+def complete_space(incomplete: str) -> list[str]:
+    """Names of pixel spaces."""
+    return _starting(incomplete, _table("esp.spaces", "SPACES"))
+
+
+def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of run folders, newest first; read from the disk, not from the database."""
+    return _folders(ctx, incomplete, "runs", "request.json")
+
+
+def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of studies, newest first."""
+    return _folders(ctx, incomplete, "studies", "study.json")
+
+
+def _folders(ctx: typer.Context, incomplete: str, below: str, holding: str) -> list[str]:
+    """Folders below a path of the settings that hold a file, newest first."""
+    from espctl import settings
+    from espctl.errors import SettingsError
+
+    try:
+        top = getattr(settings.load(flags={"home": ctx.params.get("home")}).settings.paths, below)
+        folders = [path for path in top.iterdir() if (path / holding).is_file()]
         folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     except (SettingsError, OSError):  # a completion must never print an error into the user's command line
         return []
@@ -94,6 +121,15 @@ RunsArgument = Annotated[
         show_default=False,
     ),
 ]
+SomeRunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...",
+        help="Runs, or the beginnings of their names.",
+        autocompletion=complete_run,
+        show_default=False,
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option("--method", "-m", metavar="NAME", help="How to condense.", autocompletion=complete_method),
@@ -104,13 +140,24 @@ Network = Annotated[
 ]
 Protocol = Annotated[
     str | None,
-    typer.Option("--protocol", "-p", metavar="NAME", help="How to score.", autocompletion=complete_protocol),
+    typer.Option(
+        "--protocol", "-p", metavar="NAME", help="How to score: a name, or FILE.toml.", autocompletion=complete_protocol
+    ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option("--space", metavar="NAME", help="Pixel space: normalised, zca, kip.", autocompletion=complete_space),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Where all randomness of the run comes from.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, or cuda:N.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="CPU threads; 0 for torch's own choice.")]
 Compile = Annotated[str | None, typer.Option("--compile", metavar="WHEN", help="Compile the step: auto, on, or off.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Images in one pass; fewer need less memory.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost, from a few steps of it.")]
+Log = Annotated[
+    str | None,
+    typer.Option("--log", metavar="PROGRAM", help="Write metrics for tensorboard, mlflow or wandb as well; or none."),
+]
 Home = Annotated[
     Path | None,
     typer.Option("--home", metavar="FOLDER", help="The folder of data, experts, runs and database."),

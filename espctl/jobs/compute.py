@@ -55,6 +55,13 @@ def _present(name: str) -> torch.device:
     return device
 
 
+def device_of(chosen: settings.Compute) -> str:
+    """The device that is meant: a GPU for `auto` where there is one."""
+    if chosen.device != "auto":
+        return chosen.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
     """Fix every `auto`.
 
@@ -66,8 +73,7 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
     Raises:
         InputError: the device is not there.
     """
-    cuda = torch.cuda.is_available()
-    device = ("cuda" if cuda else "cpu") if chosen.device == "auto" else chosen.device
+    device = device_of(chosen)
     kind = _present(device).type
     threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     compiled = chosen.compile == "on"

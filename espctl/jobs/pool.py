@@ -16,7 +16,7 @@ R = TypeVar("R")
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _events: Any = None
 
 
@@ -40,7 +40,7 @@ def run_all(work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_ev
     events = context.SimpleQueue()  # what was put is there: an item's events arrive before its result does
     before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(jobs, len(items)), context, _begin, (events,)) as pool:
-        with _held():  # workers start with signals held back, and take them only while they work
+        with held():  # workers start with signals held back, and take them only while they work
             futures = {pool.submit(_call, work, item): item for item in items}
         try:
             yield from _collect(futures, events, on_event)
@@ -69,26 +69,26 @@ def _deliver(events: Any, on_event: Report) -> None:
 def _begin(events: Any) -> None:
     global _events
     _events = events
-    for number in _SIGNALS:
-        signal.signal(number, _interrupt_once)
+    for number in SIGNALS:
+        signal.signal(number, interrupt_once)
 
 
 def _call(work: Callable[[T, Report], R], item: T) -> R:
     if signal.getsignal(signal.SIGTERM) is _heard:  # an item that was on its way when the work was stopped
         raise Interrupted
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return work(item, _events.put)
     except KeyboardInterrupt as error:  # a worker must end with an exception that travels
         raise Interrupted from error
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 @contextmanager
-def _held() -> Iterator[None]:
+def held() -> Iterator[None]:
     """Within the block Ctrl-C and SIGTERM wait; processes that it starts begin life with both held back."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -99,9 +99,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _interrupt_once(*_: object) -> None:
+def interrupt_once(*_: object) -> None:
     """A worker hears of one Ctrl-C from the terminal and from its parent; the second must not stop it from saving."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, _heard)
     raise KeyboardInterrupt
 

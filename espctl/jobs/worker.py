@@ -15,19 +15,23 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from esp import artifact, condensed, files
-from esp.core import Metrics, State, Task, condense, synthetic_parameters
+from esp.core import Metrics, State, Task, condense, learned, synthetic_parameters
 from esp.data.store import load as load_data
+from esp.data.zca import in_space
+from esp.divergence import is_sound
 from esp.errors import DivergedError, MismatchError
 from esp.methods import METHODS
 from esp.networks.flat import build as build_network
 from esp.parametrisation import Frame
 from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
+from esp.spaces import NORMALISED
 from esp.trajectory import Experts, open_trajectory
 from espctl.errors import RunError
 from espctl.jobs.compute import Compute, peak_memory
 
 Progress = Callable[[int, dict[str, float | str]], None]
+Watch = Callable[[Task, State], None]
 LOGGED_STEPS = 1_000
 
 
@@ -72,6 +76,9 @@ def make_task(request: dict[str, Any], compute: Compute, cache: Path, home: Path
         raise MismatchError(
             f"{data.name} has changed since this run was started", "restore the data set, or start a new run"
         )
+    data = in_space(data, request.get("space", NORMALISED), cache)
+    if "held_out" in request:
+        data = data.held_out(request["held_out"])
     frame = Frame(data.num_classes, request["ipc"], data.shape)
     parametrisation = build_parametrisation(request["parametrisation"], frame, request["parametrisation_options"])
     network = build_network(request["network"], data.shape, data.num_classes)
@@ -89,7 +96,9 @@ def _open_experts(entries: list[dict[str, str]], home: Path) -> Experts:
     return Experts(trajectories)
 
 
-def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_progress: Progress) -> dict[str, Any]:
+def work(
+    folder: Path, cache: Path, home: Path, checkpoint_every: float, on_progress: Progress, watch: Watch | None = None
+) -> dict[str, Any]:
     """Carry a run to its end, from its last checkpoint if there is one; write and return its outcome.
 
     Args:
@@ -98,6 +107,7 @@ def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_prog
         home: folder that expert paths are relative to.
         checkpoint_every: seconds.
         on_progress: called with the number of steps done, and the latest metrics, images per second and memory.
+        watch: called with the task and the state after every step; what it raises ends the work.
 
     Raises:
         KeyboardInterrupt: a checkpoint was written.
@@ -110,8 +120,15 @@ def work(folder: Path, cache: Path, home: Path, checkpoint_every: float, on_prog
     method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
     state, clock = _resume(folder, task, described["key"])
     run = _Run(folder, described["key"], task, clock, checkpoint_every, method.steps, state)
-    run.advance(condense(method, task, request["seed"], state), on_progress)
+    steps = condense(method, task, request["seed"], state)
+    run.advance(_watched(steps, task, watch) if watch else steps, on_progress)
     return _finish(folder, described, task, run.state, clock, begun)
+
+
+def _watched(steps: Iterator[tuple[State, Metrics]], task: Task, watch: Watch) -> Iterator[tuple[State, Metrics]]:
+    for state, metrics in steps:
+        yield state, metrics
+        watch(task, state)
 
 
 def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
@@ -145,7 +162,11 @@ class _Run:
         try:
             with _MetricsLog(self.folder / "metrics.jsonl") as log:
                 self._follow(steps, log, on_progress)
-        except (KeyboardInterrupt, DivergedError):
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        except DivergedError as error:
+            self.state = dict(error.state) if error.state is not None else self.state
             self._save()
             raise
 
@@ -168,7 +189,8 @@ class _Run:
         return {"images/s": round(speed, 1), "memory": f"{peak_memory(self.task.device) / 1e6:.0f} MB"}
 
     def _save(self) -> None:
-        if self.state is not None:
+        # On CUDA divergence is noticed some steps late; what came in between must not replace the last good state.
+        if self.state is not None and is_sound(self.state):
             meta = {
                 "kind": "checkpoint",
                 "key": self.key,
@@ -218,8 +240,10 @@ def _finish(
     assert state is not None  # `condense` yields at least the initial state of a run that starts
     request, path = described["request"], folder / "synthetic.safetensors"
     extra = {"run": folder.name, "method": request["method"], "seed": request["seed"], "key": described["key"]}
+    extra |= {name: request[name] for name in ("study", "trial", "held_out") if name in request}
+    parameters, beside = synthetic_parameters(state), learned(state)
     digest = condensed.save(
-        path, request["parametrisation"], task.parametrisation, synthetic_parameters(state), task.data, extra
+        path, request["parametrisation"], task.parametrisation, parameters, task.data, extra, beside
     )
     entry = {
         "name": "synthetic",
@@ -234,7 +258,8 @@ def _finish(
         "finished": datetime.now(UTC).isoformat(),
         "seconds": clock.seconds,
         "peak_memory_bytes": peak_memory(task.device),
-        "stored_numbers": task.parametrisation.stored,
+        "stored_numbers": condensed.stored_numbers(task.parametrisation, beside),
+        "stored_bytes": 4 * condensed.stored_numbers(task.parametrisation, beside),  # float32
         "budget_numbers": task.parametrisation.frame.budget,
         "device": described["compute"]["device"],
         "artifacts": [entry],

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from esp import files
+from esp import files, presets
 from esp.core import Method, Task
+from esp.data.dataset import OFFICIAL
 from esp.data.store import load as load_data
+from esp.data.zca import in_space, require_space
 from esp.errors import EspError, InputError, UnknownNameError
 from esp.methods import METHODS
 from esp.networks.flat import build as build_network
 from esp.parametrisation import Frame, options_of, parse_parametrisation
 from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
+from esp.spaces import NORMALISED
 from esp.trajectory import Experts
 from espctl.errors import Interrupted, RunError, translate
-from espctl.jobs import pool, worker
+from espctl.jobs import logs, pool, worker
 from espctl.jobs.compute import resolve as resolve_compute
 from espctl.services import experts as expert_service
 from espctl.services import provenance
@@ -40,8 +43,13 @@ class Request:
         ipc: images per class of the budget.
         options: text values of the method's options.
         parametrisation: spec such as `latent,decoders=4`; empty for the method's own.
+        preset: `paper` or `quick`: what the options are changes of.
         experts: store of experts; empty for the one that fits.
         expert_count: how many of them; 0 for all.
+        trial: for a trial of a study: its `study`, `trial` and `held_out`, the fraction of the training images that is
+            kept away from it.
+        space: pixel space, one of `esp.spaces.SPACES`; empty for the preset's own.
+        from_study: the study and trial that the options come from, as `NAME 12`; a remark in the provenance.
     """
 
     dataset: str
@@ -50,6 +58,10 @@ class Request:
     parametrisation: str = ""
     experts: str = ""
     expert_count: int = 0
+    preset: str = "paper"
+    trial: Mapping[str, Any] = field(default_factory=dict)
+    from_study: str = ""
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,8 @@ class Prepared:
     steps: int
 
 
-def method_options(name: str, given: Mapping[str, str]) -> Method:
-    """The method `name` with text options turned into the types of its fields.
+def method_options(name: str, given: Mapping[str, str], preset: Mapping[str, Any] | None = None) -> Method:
+    """The method `name` with the options of a preset, and text options on top turned into the types of its fields.
 
     Raises:
         UnknownNameError: the method or an option does not exist.
@@ -80,7 +92,7 @@ def method_options(name: str, given: Mapping[str, str]) -> Method:
         if given[option].strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             raise InputError(f"{option}={given[option]} of method {name} is not finite", f"correct --set {option}=...")
     try:
-        method: Method = TypeAdapter(kind).validate_python(dict(given))
+        method: Method = TypeAdapter(kind).validate_python({**(preset or {}), **given})
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
@@ -100,9 +112,15 @@ def prepare(project: Project, request: Request) -> Prepared:
         EspError: whatever is wrong with it.
     """
     chosen = project.settings.condense
-    method = method_options(chosen.method, request.options)
+    if request.space:
+        require_space(request.space)
+    method_options(chosen.method, request.options)  # what is misspelt is said before a data set is read
     data = load_data(request.dataset, project.paths.data, project.paths.raw)
     network = build_network(chosen.network, data.shape, data.num_classes)
+    base = presets.preset(chosen.method, request.preset, data.name, request.ipc, network.spec, request.space)
+    data = in_space(data, request.space or base.space, project.paths.data)
+    data = data.held_out(request.trial["held_out"]) if request.trial else data
+    method = method_options(chosen.method, request.options, base.options)
     spec = request.parametrisation or method.default_parametrisation
     name, options = parse_parametrisation(spec)
     parametrisation = build_parametrisation(name, Frame(data.num_classes, request.ipc, data.shape), options)
@@ -111,11 +129,9 @@ def prepare(project: Project, request: Request) -> Prepared:
         found = expert_service.for_run(project, data, network, request.experts or None, request.expert_count or None)
     task = Task(data, network, parametrisation, Experts(tuple(found)) if found else None)
     method.check(task)
-    changed = {f.name: v for f in fields(method) if (v := getattr(method, f.name)) != f.default}  # type: ignore[arg-type]
     described = {
         "method": chosen.method,
         "method_options": asdict(method),  # type: ignore[call-overload]
-        "changed_options": changed,
         "parametrisation": name,
         "parametrisation_options": options_of(parametrisation),
         "dataset": data.name,
@@ -124,15 +140,43 @@ def prepare(project: Project, request: Request) -> Prepared:
         "network": network.spec,
         "seed": chosen.seed,
         "experts": [{"path": relative(project, t.path), "sha256": t.digest} for t in found],
-        "preset": "custom" if changed or spec != method.default_parametrisation else "default",
     }
-    return _describe(project, described, task, method)
+    if data.space != NORMALISED:  # left out where it is, so that older requests keep their keys
+        described["space"] = data.space
+    own = name == method.default_parametrisation and not options
+    described |= _labels(method, chosen.method, base, task, own)
+    splits = {str(trajectory.meta.get("split", OFFICIAL)) for trajectory in found} - {data.split}
+    if splits:  # experts that were trained on more of the training images than the run sees, or on fewer
+        described |= {"experts_split": ", ".join(sorted(splits)), "preset": "custom"}
+    if request.trial:
+        described |= {**request.trial, "preset": "trial"}
+    prepared = _describe(project, described, task, method)
+    if request.from_study:
+        prepared.described["provenance"]["from_study"] = request.from_study
+    return prepared
+
+
+LABELS = ("preset", "preset_base", "preset_origin", "changed_options")
+"""Entries of a request that say how it was asked for; they are no part of its key, which is of resolved values."""
+
+
+def _labels(method: Method, name: str, base: presets.Preset, task: Task, own_storage: bool) -> dict[str, Any]:
+    """`LABELS`: the preset's name, or `custom` for a changed one. Values that are the paper's are called so."""
+    cell = (task.data.name, task.parametrisation.frame.ipc, task.network.spec)
+    space = presets.preset(name, "paper", *cell).space  # the cell's own, whatever was asked for
+    paper = presets.preset(name, "paper", *cell, task.data.space)
+    if method == method_options(name, {}, paper.options):
+        base = paper
+    there = method_options(name, {}, base.options)
+    changed = {f.name: v for f in fields(method) if (v := getattr(method, f.name)) != getattr(there, f.name)}  # type: ignore[arg-type]
+    label = base.name if own_storage and not changed and task.data.space == space else "custom"
+    return {"preset": label, "preset_base": base.name, "preset_origin": base.origin, "changed_options": changed}
 
 
 def _describe(project: Project, request: dict[str, Any], task: Task, method: Method) -> Prepared:
-    key = files.sha256(files.canonical(request))
+    key = files.sha256(files.canonical({name: value for name, value in request.items() if name not in LABELS}))
     run = f"{slug(request['method'])}-{slug(request['dataset'])}-{request['ipc']}-{key[:8]}"
-    compute = resolve_compute(project.settings.compute, _flops(task, method))
+    compute = resolve_compute(project.settings.compute, flops(task, method))
     source = provenance.collect()
     body = {
         "id": run,
@@ -146,7 +190,7 @@ def _describe(project: Project, request: dict[str, Any], task: Task, method: Met
     return Prepared(run, key, body, source.patch, method.steps)
 
 
-def _flops(task: Task, method: Method) -> float:
+def flops(task: Task, method: Method) -> float:
     """About what a run computes: nine forward passes of the synthetic set and one of the real batch in each step."""
     made = task.parametrisation
     images = made.frame.classes * made.units * made.multiplicity
@@ -170,18 +214,36 @@ def start(project: Project, prepared: Prepared, on_progress: worker.Progress) ->
         Interrupted: the run can be resumed.
         EspError: the run failed, and says why.
     """
+    logs.require(project.settings.logging)
     taken = {path.name for path in project.paths.runs.glob(f"{prepared.run}*")}
     taken |= {run.id for run in store_runs.runs_with_key(project.store, prepared.key)}
     names = [prepared.run, *(f"{prepared.run}-{n}" for n in range(2, len(taken) + 3))]
     run = next(name for name in names if name not in taken)
     folder = project.folder_of(run)
-    described = {**prepared.described, "id": run}
-    folder.mkdir(parents=True)
-    if prepared.patch:
-        files.write_text(folder / "patch.diff", prepared.patch)
-    files.write_json(folder / "request.json", described)
+    described = _write_request(folder, prepared)
     store_runs.insert_run(project.store, described, folder)
     return carry_out(project, run, on_progress)
+
+
+def trial_folder(project: Project, prepared: Prepared) -> Path:
+    """The run folder of a trial, made unless an earlier attempt has made it. The database is left alone."""
+    for number in range(1, 1_000):
+        folder = project.folder_of(prepared.run if number == 1 else f"{prepared.run}-{number}")
+        if not (folder / "request.json").is_file():
+            _write_request(folder, prepared)
+            return folder
+        if files.read_json(folder / "request.json")["key"] == prepared.key:
+            return folder
+    raise RunError(f"there are too many runs named like {prepared.run}", "remove some of them")
+
+
+def _write_request(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    if prepared.patch:
+        files.write_text(folder / "patch.diff", prepared.patch)
+    described = {**prepared.described, "id": folder.name}
+    files.write_json(folder / "request.json", described)
+    return described
 
 
 def resume(project: Project, name: str, on_progress: worker.Progress) -> RunRecord:
@@ -225,9 +287,11 @@ def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRe
 
 def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
     store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
-    every = project.settings.compute.checkpoint_every
+    every, folder = project.settings.compute.checkpoint_every, project.folder_of(run)
+    asked = files.read_json(folder / "request.json")["request"]
     try:
-        worker.work(project.folder_of(run), project.paths.data, project.home, every, on_progress)
+        with logs.following(project.settings.logging, project.paths.logs, run, asked, on_progress) as follow:
+            worker.work(folder, project.paths.data, project.home, every, follow)
     except (EspError, OSError, RuntimeError) as error:
         store_runs.set_state(project.store, run, "failed", error=translate(error).message)
         raise

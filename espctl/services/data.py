@@ -9,12 +9,15 @@ from pathlib import Path
 
 import torch
 
+from esp.condensed import Condensed
 from esp.data import DATASETS, store
 from esp.data.dataset import Dataset
 from esp.data.health import Report
+from esp.data.zca import in_space
 from esp.errors import EspError, InputError
 from esp.pictures import save_grid
 from esp.rng import Key
+from esp.spaces import NORMALISED
 from espctl.services.project import Project, slug
 from espctl.store.experts import record_dataset
 from espctl.store.records import DatasetRecord
@@ -135,7 +138,23 @@ def _check(project: Project, name: str) -> Checked:
     return Checked(name, "", tuple(_oddities(report)), report.dataset.fingerprint)
 
 
-def show(project: Project, name: str, output: Path | None, per_class: int, test: bool, seed: int | None) -> Picture:
+def in_space_of(project: Project, synthetic: Condensed) -> Dataset | None:
+    """The data set of a synthetic set, in its whitened pixel space; None where plain constants lead back to pixels."""
+    if synthetic.space == NORMALISED:
+        return None
+    dataset = store.load(synthetic.meta["dataset"], project.paths.data, project.paths.raw)
+    return in_space(dataset, synthetic.space, project.paths.data)
+
+
+def show(
+    project: Project,
+    name: str,
+    output: Path | None,
+    per_class: int,
+    test: bool,
+    seed: int | None,
+    space: str = NORMALISED,
+) -> Picture:
     """Write a picture with one row for each class.
 
     Args:
@@ -145,6 +164,7 @@ def show(project: Project, name: str, output: Path | None, per_class: int, test:
         per_class: images in a row; rows of smaller classes stay shorter.
         test: whether to show test images in place of training images.
         seed: which images; None for the first ones.
+        space: the pixel space to show them in; whitened ones as networks see them, grey for 0.
 
     Raises:
         EspError: the set cannot be loaded, or cannot be drawn.
@@ -159,10 +179,19 @@ def show(project: Project, name: str, output: Path | None, per_class: int, test:
     rows = [_chosen(labels == label, per_class, seed, label) for label in range(dataset.num_classes)]
     longest = max(len(row) for row in rows)
     shown = torch.full((len(rows), longest, *dataset.shape), 255, dtype=torch.uint8)
+    dataset = in_space(dataset, space, project.paths.data)
     for index, row in enumerate(rows):
-        shown[index, : len(row)] = images[row]
+        chosen = images[row]
+        shown[index, : len(row)] = chosen if space == NORMALISED else _seen(dataset, chosen)
     width, height = save_grid(path, shown.flatten(0, 1), longest, dataset.classes)
     return Picture(path.absolute(), width, height, sum(len(row) for row in rows))
+
+
+def _seen(dataset: Dataset, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as a network sees them: grey for 0, black and white at two and a half deviations of each image."""
+    seen = dataset.normalise(images)
+    scale = seen.flatten(1).std(1).clamp(min=1e-12)[:, None, None, None]
+    return ((seen / (5 * scale) + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _chosen(members: torch.Tensor, count: int, seed: int | None, label: int) -> torch.Tensor:

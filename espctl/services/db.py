@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espctl.services.project import Project
+from espctl.store import backup as backups
 from espctl.store import engine, migrate, models
+from espctl.store import runs as store_runs
 from espctl.store.migrate import CheckReport
 from espctl.store.records import SyncReport
-from espctl.store.runs import sync
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Revision:
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What an upgrade did: the schema before and after, and the runs that were read from their folders."""
+    """What an upgrade did: schema before and after, the copy made before, and runs read from their folders."""
 
     database: Path
     before: str | None
     after: str
+    backup: Path | None
     runs: SyncReport
 
 
@@ -37,9 +39,42 @@ def upgrade(project: Project) -> Upgrade:
     Raises:
         StoreError: the database is in use, read-only, damaged, or newer than this program.
     """
-    before = migrate.upgrade(project.paths.database)
+    done = migrate.upgrade(project.paths.database)
     with engine.open_store(project.paths.database, project.home) as store:
-        return Upgrade(store.database, before, models.REVISIONS[-1], sync(store, project.paths.runs))
+        found = Upgrade(
+            store.database, done.before, models.REVISIONS[-1], done.backup, store_runs.sync(store, project.paths.runs)
+        )
+    _renew_studies(project)
+    return found
+
+
+def _renew_studies(project: Project) -> None:
+    """Enter the studies as their folders have them."""
+    if any(project.paths.studies.glob("*/study.json")):
+        from espctl.services import studies  # imports Optuna and torch, which databases without studies do without
+
+        studies.views(project)
+
+
+def sync(project: Project) -> SyncReport:
+    """Make the database agree with the run folders. Nothing is removed.
+
+    Raises:
+        StoreError: the database cannot be written.
+    """
+    found = store_runs.sync(project.store, project.paths.runs)
+    _renew_studies(project)
+    return found
+
+
+def backup(project: Project, target: Path | None) -> Path:
+    """Copy the database into a new file, by default beside it and named after its schema and the time.
+
+    Raises:
+        InputError: the file exists.
+        StoreError: there is no database, or it cannot be read.
+    """
+    return backups.backup(project.paths.database, target)
 
 
 def current(project: Project) -> Revision:

@@ -12,15 +12,17 @@ from typing import Any
 from esp import condensed, files
 from esp.condensed import Condensed
 from esp.data.store import load as load_data
-from esp.evaluation import Evaluator, Protocol
-from esp.evaluation import protocol as find_protocol
+from esp.data.zca import in_space
+from esp.errors import InputError
+from esp.evaluation import Evaluator, Protocol, Score, require_rate
 from esp.networks.flat import build as build_network
 from esp.networks.flat import canonical_spec
 from espctl.errors import RunError
 from espctl.jobs import pool
-from espctl.jobs.compute import Compute, resolve
-from espctl.services import condense
+from espctl.jobs.compute import Compute, peak_memory, resolve
+from espctl.services import baselines
 from espctl.services.project import Project, find_run, slug
+from espctl.services.protocols import find as find_protocol
 from espctl.services.scores import Summary, summaries
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
@@ -47,43 +49,84 @@ class Item:
         return self.folder / "evaluations" / f"{protocol}.{slug(self.network)}.s{self.seed}.json"
 
 
-def prepare(project: Project, name: str, epochs: int | None, jobs: int, baseline: bool) -> tuple[list[str], list[Item]]:
+@dataclass(frozen=True)
+class Ask:
+    """What a command says about scoring beyond the settings.
+
+    Attributes:
+        epochs: cut the protocol to so many; its name will say so.
+        select: `held-out` chooses the score on held-out training images, and the protocol's name will say so; `last`
+            insists on the last epoch; empty leaves it to the protocol.
+        lrs: learning rates to choose among.
+        network: the network that was named; None for the protocol's own, or else that of the settings.
+    """
+
+    epochs: int | None = None
+    select: str = ""
+    lrs: tuple[float, ...] = ()
+    network: str | None = None
+
+    def protocol(self, project: Project) -> Protocol:
+        """The protocol of the settings with what was asked."""
+        found = find_protocol(project, project.settings.evaluate.protocol)
+        found = found.with_epochs(self.epochs) if self.epochs else found
+        if self.select == "last" and found.select != "last":
+            raise InputError(f"the protocol {found.name} chooses on held-out images", "give another protocol")
+        selects = "held-out" in (self.select, found.select)
+        if self.lrs and not selects:
+            raise InputError("learning rates need something to choose them by", "add --select held-out")
+        return found.with_selection(self.lrs) if self.select == "held-out" or self.lrs else found
+
+    def network_of(self, project: Project, protocol: Protocol) -> str:
+        """Canonical spec of the network to train."""
+        return canonical_spec(self.network or protocol.network or project.settings.evaluate.network)
+
+
+def prepare(
+    project: Project, name: str, jobs: int, baseline: bool, ask: Ask | None = None
+) -> tuple[list[str], list[Item]]:
     """Check what is asked and list the networks that are still to be trained.
 
     Args:
         name: a finished run.
-        epochs: cut the protocol to so many; its name will say so.
         jobs: processes that will share the cores.
-        baseline: whether the equal-size random selection is scored as well; it is selected when there is none yet.
+        baseline: whether selections of equal size are scored as well, by `baselines`; made where there are none yet.
+            Where the protocol trains with a learned rate there is none, for a selection has learned nothing.
+        ask: what the command says beyond the settings.
 
     Returns:
         The ids of the runs that are scored, the asked one first, and the missing items of all of them.
     """
-    chosen = project.settings.evaluate
-    record = find_run(project, name)
+    record, ask = find_run(project, name), ask or Ask()
     if record.state != "finished":
         raise RunError(
             f"the run {record.id} is {record.state}", f"finish it first: espctl condense --resume {record.id}"
         )
-    protocol = find_protocol(chosen.protocol)
-    protocol = protocol.with_epochs(epochs) if epochs else protocol
-    records, items = [record], _items(project, record, protocol, jobs)  # checked before a baseline is selected
-    if baseline and record.method != "random":
-        records.append(_random(project, record))
-        items += _items(project, records[1], protocol, jobs)
+    protocol = ask.protocol(project)
+    network = ask.network_of(project, protocol)
+    records, items = [record], items_of(project, record, protocol, network, jobs)  # checked before one is selected
+    if baseline and record.method != "random" and (protocol.lr_of != "learned" or protocol.fallback_lr):
+        space = synthetic_of(project.folder_of(record.id)).space
+        for selection in baselines.beside(project, record, space):
+            records.append(selection)
+            items += items_of(project, selection, protocol, network, jobs)
     for item in items:
         if item.path.exists():
             store_runs.record_evaluation(project.store, item.run, files.read_json(item.path))
     return [r.id for r in records], [item for item in items if not item.path.exists()]
 
 
-def _items(project: Project, record: RunRecord, protocol: Protocol, jobs: int) -> list[Item]:
+def items_of(project: Project, record: RunRecord, protocol: Protocol, spec: str, jobs: int) -> list[Item]:
+    """The networks that score a finished run by a protocol; one for each seed of the settings."""
     chosen, folder = project.settings.evaluate, project.folder_of(record.id)
-    synthetic = _synthetic(folder)
+    synthetic = synthetic_of(folder)
     data = load_data(record.dataset, project.paths.data, project.paths.raw)
+    data = in_space(data, synthetic.space, project.paths.data)
     synthetic.require(data)
-    network = build_network(chosen.network, data.shape, data.num_classes)
-    epochs = protocol.for_images(len(synthetic.labels())).epochs
+    if protocol.lr_of == "learned":
+        require_rate(protocol, synthetic.rate)
+    network = build_network(spec, data.shape, data.num_classes)
+    epochs = protocol.for_images(len(synthetic.labels())).epochs * max(1, len(protocol.lrs))
     flops = 3.0 * network.flops * len(synthetic.labels()) * epochs * chosen.seeds
     compute = resolve(project.settings.compute, flops, jobs)
     return [
@@ -92,7 +135,13 @@ def _items(project: Project, record: RunRecord, protocol: Protocol, jobs: int) -
     ]
 
 
-def _synthetic(folder: Path) -> Condensed:
+def synthetic_of(folder: Path) -> Condensed:
+    """The synthetic set of a finished run's folder.
+
+    Raises:
+        RunError: it is not the file that the run made.
+        ArtifactError: it is missing or damaged.
+    """
     outcome = files.read_json(folder / "outcome.json")
     expected = outcome["artifacts"][0]["sha256"]
     path = folder / "synthetic.safetensors"
@@ -100,17 +149,6 @@ def _synthetic(folder: Path) -> Condensed:
     if files.file_sha256(path) != expected:
         raise RunError(f"{path} is not the file that the run made", "restore it from a copy, or condense again")
     return found
-
-
-def _random(project: Project, record: RunRecord) -> RunRecord:
-    """The random selection of equal size for the same data set and seed, made when it is missing."""
-    flags = {"condense.method": "random", "condense.seed": record.seed, "condense.network": record.network}
-    beside = project.with_settings(flags)
-    prepared = condense.prepare(beside, condense.Request(record.dataset, record.ipc, {}))
-    known = condense.existing(beside, prepared)
-    if known and known.state == "finished":
-        return known
-    return condense.start(beside, prepared, lambda *_: None)
 
 
 def score(project: Project, items: Sequence[Item], jobs: int, on_event: pool.Report) -> Iterator[EvaluationRecord]:
@@ -126,18 +164,20 @@ def score(project: Project, items: Sequence[Item], jobs: int, on_event: pool.Rep
 def train(item: Item, report: pool.Report) -> dict[str, Any]:
     """Train one network in this process and write its score."""
     device = item.compute.apply()
-    data = load_data(item.dataset, item.cache)
-    synthetic = _synthetic(item.folder)
+    synthetic = synthetic_of(item.folder)
+    data = in_space(load_data(item.dataset, item.cache), synthetic.space, item.cache)
+    synthetic.require(data)
     network = build_network(item.network, data.shape, data.num_classes)
     evaluator = Evaluator(
         network,
         item.protocol,
         data,
         synthetic.images(),
-        synthetic.labels(),
+        synthetic.targets(),
         device,
         item.compute.chunk,
         item.compute.compile,
+        synthetic.rate,
     )
     begun = time.monotonic()
     found = evaluator.score(item.seed, lambda epoch: report({"run": item.run, "seed": item.seed, "epoch": epoch}))
@@ -152,8 +192,11 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
         "best_epoch": found.best_epoch,
         "curve": [list(point) for point in found.curve],
         "epochs": found.epochs,
+        "lr": found.lr,
+        **_choice(found),
         "train_loss": found.train_loss,
         "seconds": time.monotonic() - begun,
+        "peak_memory_bytes": peak_memory(device),
         "device": item.compute.device,
         "compute": item.compute.describe(),
         "created": datetime.now(UTC).isoformat(),
@@ -162,10 +205,16 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
     return result
 
 
-def scored(project: Project, runs: Sequence[str], epochs: int | None) -> list[Summary]:
-    """Summaries of runs under the protocol and network of the settings."""
-    chosen = project.settings.evaluate
-    protocol = find_protocol(chosen.protocol)
-    name = protocol.with_epochs(epochs).name if epochs else protocol.name
+def _choice(found: Score) -> dict[str, Any]:
+    """What a protocol that selects has chosen, for the file of a score."""
+    if found.selected_epoch is None:
+        return {}
+    return {"selected_epoch": found.selected_epoch, "held_out_accuracy": found.held_out_accuracy}
+
+
+def scored(project: Project, runs: Sequence[str], ask: Ask | None = None) -> list[Summary]:
+    """Summaries of runs under the protocol and network of the settings, and of what a command says beyond them."""
+    ask = ask or Ask()
+    protocol = ask.protocol(project)
     records = [store_runs.find_run(project.store, run) for run in runs]
-    return summaries(project, records, name, canonical_spec(chosen.network))
+    return summaries(project, records, protocol.name, ask.network_of(project, protocol), protocol.hash)

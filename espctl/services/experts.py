@@ -12,11 +12,13 @@ from typing import Any
 
 from esp import artifact, files
 from esp import experts as library
-from esp.data.dataset import Dataset
+from esp.data.dataset import OFFICIAL, Dataset
 from esp.data.store import load as load_data
+from esp.data.zca import in_space
 from esp.errors import ArtifactError, EspError, InputError, UnknownNameError, closest_hint
 from esp.networks.flat import Network, canonical_spec
 from esp.networks.flat import build as build_network
+from esp.spaces import NORMALISED
 from esp.training import Recipe
 from esp.trajectory import Trajectory, complaints, open_trajectory
 from espctl.errors import RunError
@@ -29,7 +31,10 @@ from espctl.store.records import ExpertRecord
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert as it lies on disk. `accuracy` is on the whole test set after the last epoch."""
+    """One expert as it lies on disk. `accuracy` is after the last epoch, on the whole test set.
+
+    Where `split` says that a part of the training set was held out, it is on that part.
+    """
 
     name: str
     dataset: str
@@ -44,6 +49,8 @@ class Expert:
     healthy: bool
     complaints: tuple[str, ...]
     path: Path
+    split: str = OFFICIAL
+    space: str = NORMALISED
 
 
 @dataclass(frozen=True)
@@ -71,16 +78,28 @@ class _Item:
     seed: int
     dtype: Any
     save_every: float
+    held_out: float
+    space: str
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build: `count` experts of one network and recipe on one data set."""
+    """What to build: `count` experts of one network and recipe on one data set, or on it less a held-out fraction."""
 
     dataset: str
     seed: int = 0
     momentum: float = 0.0
     weight_decay: float = 0.0
+    held_out: float = 0.0
+    space: str = NORMALISED
+
+
+class NoExpertsError(InputError):
+    """There are no experts of a network on a data set; both are given along."""
+
+    def __init__(self, message: str, hint: str, data: Dataset, network: Network) -> None:
+        super().__init__(message, hint)
+        self.data, self.network = data, network
 
 
 def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_Item]]:
@@ -91,9 +110,11 @@ def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_I
     """
     chosen = project.settings.experts
     data = load_data(request.dataset, project.paths.data, project.paths.raw)
+    data = in_space(data, request.space, project.paths.data)
+    data = data.held_out(request.held_out) if request.held_out else data
     network = build_network(chosen.network, data.shape, data.num_classes)
     recipe = Recipe(chosen.epochs, chosen.batch, chosen.lr, request.momentum, request.weight_decay)
-    plan = library.Plan(network, recipe, request.seed, chosen.dtype)
+    plan = library.Plan(network, recipe, request.seed, chosen.dtype, data.space)
     store = store_name(data, network, plan.hash)
     folder = project.paths.experts / store
     done = tuple(n for n in range(chosen.count) if (folder / f"expert-{n:04d}.safetensors").exists())
@@ -107,15 +128,20 @@ def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_I
     made = BuildPlan(store, folder, done, missing, need, compute)
     every = project.settings.compute.checkpoint_every
     items = [
-        _Item(made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every)
+        _Item(
+            made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every,
+            request.held_out, data.space,
+        )
         for n in missing
-    ]
+    ]  # fmt: skip
     return made, items
 
 
 def store_name(data: Dataset, network: Network, recipe: str) -> str:
     """Folder name of the experts of one network and recipe on one data set."""
-    return f"{slug(data.name)}-{data.fingerprint[:6]}-{slug(network.spec)}-{recipe}"
+    part = "" if data.split == OFFICIAL else f"-{slug(data.split)}"
+    space = "" if data.space == NORMALISED else f"-{data.space}"
+    return f"{slug(data.name)}-{data.fingerprint[:6]}-{slug(network.spec)}{space}{part}-{recipe}"
 
 
 def build(project: Project, items: Sequence[_Item], on_event: pool.Report) -> Iterator[Expert]:
@@ -132,9 +158,10 @@ def build(project: Project, items: Sequence[_Item], on_event: pool.Report) -> It
 def train(item: _Item, report: pool.Report) -> Path:
     """Train one expert in this process and write, beside it, how long it took."""
     device = item.plan.compute.apply()
-    data = load_data(item.dataset, item.cache)
+    data = in_space(load_data(item.dataset, item.cache), item.space, item.cache)
+    data = data.held_out(item.held_out) if item.held_out else data
     network = build_network(item.network, data.shape, data.num_classes)
-    plan = library.Plan(network, item.recipe, item.seed, item.dtype)
+    plan = library.Plan(network, item.recipe, item.seed, item.dtype, item.space)
     begun = time.monotonic()
 
     def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
@@ -180,6 +207,8 @@ def describe(path: Path) -> Expert:
         not found,
         tuple(found),
         path,
+        meta.get("split", OFFICIAL),
+        meta.get("space", NORMALISED),
     )
 
 
@@ -196,13 +225,19 @@ def verify(project: Project, stores: Sequence[str] = ()) -> list[tuple[str, str 
     for path in sorted(project.paths.experts.glob("*/expert-*.safetensors")):
         if stores and path.parent.name not in stores:
             continue
-        name = f"{path.parent.name}/{int(path.stem.removeprefix('expert-'))}"
+        name = f"{path.parent.name}/{_number(path)}"
         try:
             artifact.load(path)
             results.append((name, None))
         except EspError as error:
             results.append((name, error.message))
     return results
+
+
+def enter(project: Project, paths: Sequence[Path]) -> None:
+    """Record experts whose files came from elsewhere."""
+    for path in paths:
+        record_expert(project.store, _record(project, path))
 
 
 def remove(project: Project, store: str) -> int:
@@ -229,16 +264,23 @@ def for_run(
     """The experts that a run uses: those of `store`, or of the one store that fits the data set and network.
 
     Raises:
-        InputError: there are none, or several stores fit and none was named.
+        NoExpertsError: there are none.
+        InputError: several stores fit and none was named.
     """
     fitting: dict[str, list[Path]] = {}
     for path in sorted(project.paths.experts.glob("*/expert-*.safetensors")):
-        if store in (None, path.parent.name) and _fits(path, data, network):
+        if store in (None, path.parent.name) and _fits(path, data, network, any_split=store is not None):
             fitting.setdefault(path.parent.name, []).append(path)
-    command = f"espctl experts build --dataset {data.name} --network {network.spec}"
+    command = f"espctl experts build --dataset {data.name} --network {network.spec}{_options(data)}"
     if not fitting:
-        raise InputError(
-            f"there are no experts of {network.spec} on {data.name}{_instead(project, store)}", f"build them: {command}"
+        part = "" if data.split == OFFICIAL else f" ({data.split})"
+        part += "" if data.space == NORMALISED else f" in pixel space {data.space}"
+        other = f"; or condense with --space {NORMALISED}" if data.space != NORMALISED else ""
+        raise NoExpertsError(
+            f"there are no experts of {network.spec} on {data.name}{part}{_instead(project, store)}",
+            f"build them: {command}{other}",
+            data,
+            network,
         )
     if len(fitting) > 1:
         raise InputError(f"several stores of experts fit: {', '.join(fitting)}", "choose one with --experts NAME")
@@ -256,7 +298,9 @@ def _instead(project: Project, store: str | None) -> str:
         return ""
     _require_stores(project, [store])
     meta = open_trajectory(next((project.paths.experts / store).glob("expert-*.safetensors"))).meta
-    return f" in {store}, which has {meta['network']} on {meta['dataset']} ({meta['fingerprint'][:6]})"
+    space = meta.get("space", NORMALISED)
+    there = "" if space == NORMALISED else f" in pixel space {space}"
+    return f" in {store}, which has {meta['network']} on {meta['dataset']} ({meta['fingerprint'][:6]}){there}"
 
 
 def _require_stores(project: Project, stores: Sequence[str]) -> None:
@@ -266,14 +310,23 @@ def _require_stores(project: Project, stores: Sequence[str]) -> None:
             raise UnknownNameError("store of experts", store, known)
 
 
-def _fits(path: Path, data: Dataset, network: Network) -> bool:
+def _fits(path: Path, data: Dataset, network: Network, any_split: bool) -> bool:
+    """Whether a run on `data` can use an expert; what was held out must be the same, unless the store was named."""
     meta = open_trajectory(path).meta
-    return (meta["fingerprint"], meta["network"]) == (data.fingerprint, network.spec)
+    same = any_split or meta.get("split", OFFICIAL) == data.split
+    made = (meta["fingerprint"], meta["network"], meta.get("space", NORMALISED))
+    return same and made == (data.fingerprint, network.spec, data.space)
+
+
+def _options(data: Dataset) -> str:
+    """The options of a build for this space and split."""
+    space = "" if data.space == NORMALISED else f" --space {data.space}"
+    return space + ("" if data.split == OFFICIAL else f" --held-out {data.split.rpartition(' ')[2]}")
 
 
 def _find(project: Project, name: str) -> Path:
     paths = {
-        f"{p.parent.name}/{int(p.stem.removeprefix('expert-'))}": p
+        f"{p.parent.name}/{_number(p)}": p
         for p in project.paths.experts.glob("*/expert-*.safetensors")
     }
     matches = [key for key in paths if key == name or key.endswith(f"/{name}") or key.startswith(name)]
@@ -281,6 +334,12 @@ def _find(project: Project, name: str) -> Path:
         problem = "is ambiguous" if matches else "is unknown"
         raise ArtifactError(f"expert {name!r} {problem}", closest_hint(name, sorted(paths)))
     return paths[name if name in matches else matches[0]]
+
+
+def _number(path: Path) -> str:
+    """The number of an expert as it is typed; whatever stands in its place where somebody else named the file."""
+    text = path.stem.removeprefix("expert-")
+    return text.lstrip("0") or "0" if text.isdecimal() else text
 
 
 def _unfinished_users(project: Project, store: str) -> list[str]:

@@ -32,16 +32,25 @@ class Summary:
 
 
 def summaries(
-    project: Project, runs: Sequence[RunRecord], protocol: str | None = None, network: str | None = None
+    project: Project,
+    runs: Sequence[RunRecord],
+    protocol: str | None = None,
+    network: str | None = None,
+    digest: str | None = None,
 ) -> list[Summary]:
-    """Mean and deviation over networks, for each run, protocol and network."""
+    """Mean and deviation over networks, for each run, protocol and network; `digest` is the hash of a protocol.
+
+    A protocol that changed under its name is another protocol.
+    """
     found = store_runs.evaluations_of(project.store, [run.id for run in runs])
     made = []
     for run in runs:
-        grouped: dict[tuple[str, str], list[EvaluationRecord]] = {}
+        grouped: dict[tuple[str, str, str], list[EvaluationRecord]] = {}
         for record in found.get(run.id, ()):
-            if protocol in (None, record.protocol) and network in (None, record.network):
-                grouped.setdefault((record.protocol, record.network), []).append(record)
+            same = protocol in (None, record.protocol) and digest in (None, record.protocol_hash)
+            if same and network in (None, record.network):
+                key = (record.protocol, record.protocol_hash, record.network)
+                grouped.setdefault(key, []).append(record)
         made += [_summary(run, records) for records in grouped.values()]
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from esp.errors import ArtifactError, EspError
 from espctl.errors import RunError
 from espctl.store import folder as folders
+from espctl.store import labels
 from espctl.store.engine import Store
-from espctl.store.models import Artifact, Evaluation, Metric, Run, Tag
+from espctl.store.models import Artifact, Evaluation, Metric, Run
 from espctl.store.records import EvaluationRecord, RunRecord, SyncReport
 
 _SCORE = ("run_id", "protocol_hash", "network", "seed")
@@ -38,6 +40,7 @@ def record_outcome(store: Store, run_folder: Path) -> RunRecord:
     with store.write() as session:
         _enter(session, contents)
         _replace_parts(session, contents, metrics)
+        _label(session, contents)
     return contents.run
 
 
@@ -62,6 +65,7 @@ def record_evaluations(store: Store, run_folder: Path) -> tuple[EvaluationRecord
     with store.write() as session:
         if session.get(Run, contents.run.id) is None:
             _enter(session, contents)
+            _label(session, contents)
         _add_parts(session, contents)
     return contents.evaluations
 
@@ -87,6 +91,15 @@ def sync(store: Store, runs_folder: Path) -> SyncReport:
     )
 
 
+def sync_folder(store: Store, run_folder: Path) -> str:
+    """Make the database agree with one run folder; returns `added`, `updated` or `unchanged`.
+
+    Raises:
+        ArtifactError: the folder cannot be read.
+    """
+    return _sync_one(store, folders.read(run_folder, store.home))
+
+
 def _sync_one(store: Store, contents: folders.Contents) -> str:
     """Bring one run up to date; returns which of `added`, `updated` and `unchanged` it is."""
     with store.read() as session:
@@ -103,6 +116,7 @@ def _sync_one(store: Store, contents: folders.Contents) -> str:
         else:
             known.folder = contents.run.folder
             _add_parts(session, contents)
+        _label(session, contents)
     return "added" if known is None else "updated"
 
 
@@ -112,8 +126,8 @@ def _differs(session: Session, run: Run, contents: folders.Contents) -> bool:
         return True
     columns = [getattr(Evaluation, name) for name in EvaluationRecord.__slots__]
     scores = {EvaluationRecord(*row) for row in session.execute(select(*columns).where(Evaluation.run_id == run.id))}
-    tags = set(session.scalars(select(Tag.tag).where(Tag.run_id == run.id)))
-    return not scores.issuperset(contents.evaluations) or not tags.issuperset(contents.tags)
+    labelled = contents.labels is None or contents.labels == labels.of(session, run)
+    return not labelled or not scores.issuperset(contents.evaluations)
 
 
 def _missing(store: Store) -> tuple[str, ...]:
@@ -123,9 +137,16 @@ def _missing(store: Store) -> tuple[str, ...]:
 
 
 def _enter(session: Session, contents: folders.Contents) -> None:
-    """The run's own row, new or renewed."""
-    row = {name: getattr(contents.run, name) for name in RunRecord.__slots__}
+    """The run's own row, new or renewed, but for its labels."""
+    row = {name: getattr(contents.run, name) for name in RunRecord.__slots__ if name not in ("name", "note")}
     _upsert(session, Run, [{**row, "request": contents.request, "outcome": contents.outcome}], ("id",))
+
+
+def _label(session: Session, contents: folders.Contents) -> None:
+    """The labels as they are in the folder now: who changes them holds the lock that this transaction has."""
+    found = folders.labels(contents.folder)
+    if found is not None:
+        labels.enter(session, session.get_one(Run, contents.run.id, populate_existing=True), found)
 
 
 def _replace_parts(session: Session, contents: folders.Contents, metrics: list[tuple[str, int, float]]) -> None:
@@ -143,9 +164,6 @@ def _replace_parts(session: Session, contents: folders.Contents, metrics: list[t
 
 def _add_parts(session: Session, contents: folders.Contents) -> None:
     _upsert(session, Evaluation, [asdict(record) for record in contents.evaluations], _SCORE)
-    tags = [{"run_id": contents.run.id, "tag": tag} for tag in contents.tags]
-    if tags:
-        session.execute(insert(Tag).on_conflict_do_nothing(), tags)
 
 
 def _upsert(
@@ -154,6 +172,12 @@ def _upsert(
     """Insert rows; one whose `key` exists takes over the values and keeps its place."""
     if not rows:
         return
+    session.execute(_upsert_statement(model, tuple(rows[0]), tuple(key)), list(rows))
+
+
+@functools.cache
+def _upsert_statement(model: type[DeclarativeBase], names: tuple[str, ...], key: tuple[str, ...]) -> Any:
+    """Kept, since making it takes longer than executing it."""
     statement = insert(model)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), list(rows))
+    changed = {name: statement.excluded[name] for name in names if name not in key}
+    return statement.on_conflict_do_update(index_elements=list(key), set_=changed)

@@ -127,9 +127,13 @@ def mismatch(database: Path, found: str | None) -> SchemaError:
         return SchemaError(
             f"the database {database} has schema {found or 'none'}, this program needs {head}", "run: espctl db upgrade"
         )
+    from espctl.store.backup import usable
+
+    copy = usable(database)
     return SchemaError(
         f"the database {database} has schema {found}, which is newer than this program ({head})",
-        "use the version of espctl that made it, or a newer one",
+        "use the version of espctl that made it, or a newer one"
+        + (f"; {copy} is a copy from before, which this version can open with paths.database" if copy else ""),
     )
 
 

@@ -69,7 +69,10 @@ def converted(attribute: InstrumentedAttribute[Any], value: object) -> object:
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         if kind is int and not isinstance(value, str):
             raise ValueError
-        return kind(value)
+        made = kind(value)
+        if kind is int and not -(2**63) <= made < 2**63:  # what SQLite can hold
+            raise ValueError
+        return made
     except (TypeError, ValueError) as error:
         raise InputError(f"{attribute.key} cannot be {value!r}", f"give {_NEEDS.get(kind, 'text')}") from error
 

@@ -5,7 +5,7 @@ request.json        the resolved request and where it comes from
 outcome.json        written last: how the run ended and what it made
 evaluations/*.json  one file per trained network
 metrics.jsonl       one object per line: {"step": n, name: value, ...}
-tags.json           words that somebody put on the run
+labels.json         what people put on the run: name, note, tags
 ```
 This module imports no torch, so that listing stays quick.
 """
@@ -22,8 +22,9 @@ from typing import Any, TypeGuard, TypeVar
 
 from esp.errors import ArtifactError
 from espctl.store.models import STATES
-from espctl.store.records import ArtifactRecord, EvaluationRecord, RunRecord
+from espctl.store.records import ArtifactRecord, EvaluationRecord, Labels, RunRecord
 
+LABELS = "labels.json"
 METRIC_STEPS = 500
 _DAMAGED = "restore the file from a copy, or remove the run folder"
 _INTEGER_LIMIT = 2**63  # of SQLite
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Contents:
-    """A run folder as the database sees it; `outcome` is None until the run has ended."""
+    """A run folder as the database sees it; `outcome` is None until the run has ended, `labels` if there are none."""
 
     folder: Path
     run: RunRecord
@@ -40,7 +41,7 @@ class Contents:
     outcome: Mapping[str, Any] | None
     artifacts: tuple[ArtifactRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
-    tags: tuple[str, ...]
+    labels: Labels | None
 
 
 def read(folder: Path, home: Path) -> Contents:
@@ -54,14 +55,15 @@ def read(folder: Path, home: Path) -> Contents:
     if run.id != folder.name:
         raise ArtifactError(f"{request.path} is of run {run.id!r}", "rename the folder to the run's id, or remove it")
     evaluations = tuple(_evaluation(run.id, _Document.read(path)) for path in sorted(folder.glob("evaluations/*.json")))
-    tags = _tags(folder / "tags.json")
+    known = labels(folder)
+    run = _replace(run, name=known.name, note=known.note) if known else run
     if not (folder / "outcome.json").exists():
         began = any((folder / name).exists() for name in ("checkpoint.safetensors", "metrics.jsonl"))
         state = "interrupted" if began else "queued"
-        return Contents(folder, _replace(run, state=state), request.values, None, (), evaluations, tags)
+        return Contents(folder, _replace(run, state=state), request.values, None, (), evaluations, known)
     outcome = _Document.read(folder / "outcome.json")
     return Contents(
-        folder, _ended(run, outcome), request.values, outcome.values, _artifacts(run.id, outcome), evaluations, tags
+        folder, _ended(run, outcome), request.values, outcome.values, _artifacts(run.id, outcome), evaluations, known
     )
 
 
@@ -73,6 +75,10 @@ def run_record(request: Mapping[str, Any], folder: Path, home: Path, source: Pat
     """
     top = _Document(source, request)
     asked, provenance = top.inner("request"), top.inner("provenance", optional=True)
+    for name in ("method_options", "parametrisation_options", "changed_options"):
+        if name in asked.values:
+            asked.inner(name)
+    _require_experts(asked)
     return RunRecord(
         id=top.text("id"), key=top.text("key"), kind=top.text("kind"), created=top.moment("created"),
         method=asked.text("method"), dataset=asked.text("dataset"), fingerprint=asked.maybe(asked.text, "fingerprint"),
@@ -83,6 +89,32 @@ def run_record(request: Mapping[str, Any], folder: Path, home: Path, source: Pat
         started=None, finished=None, seconds=None, peak_memory_bytes=None, stored_numbers=None, budget_numbers=None,
         error=None,
     )  # fmt: skip
+
+
+def _require_experts(asked: _Document) -> None:
+    """Whoever reads a request relies on the form of its experts."""
+    experts = asked.values.get("experts") or []
+    if not isinstance(experts, list):
+        raise asked.wrong("experts", "a list")
+    for item in experts:
+        entry = _Document(asked.path, item)
+        entry.text("path")
+        entry.text("sha256")
+
+
+def labels(folder: Path) -> Labels | None:
+    """What people put on the run of a folder; None when nobody ever did.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    if not (path := folder / LABELS).exists():
+        return None
+    file = _Document.read(path)
+    tags = file.values.get("tags") or []
+    if not isinstance(tags, list) or not all(_is_text(tag) for tag in tags):
+        raise file.wrong("tags", "a list of words")
+    return Labels(file.maybe(file.text, "name"), file.maybe(file.text, "note"), tuple(sorted(set(tags))))
 
 
 def evaluation_record(run_id: str, document: Mapping[str, Any], source: Path = Path("evaluation")) -> EvaluationRecord:
@@ -174,15 +206,6 @@ def _artifacts(run_id: str, outcome: _Document) -> tuple[ArtifactRecord, ...]:
     return tuple(records.values())
 
 
-def _tags(path: Path) -> tuple[str, ...]:
-    if not path.exists():
-        return ()
-    listed = _parse(path)
-    if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
-        raise ArtifactError(f"{path} must be a list of words", _DAMAGED)
-    return tuple(sorted(set(listed)))
-
-
 def _replace(run: RunRecord, **changes: Any) -> RunRecord:
     return RunRecord(**{**{name: getattr(run, name) for name in RunRecord.__slots__}, **changes})
 
@@ -252,9 +275,9 @@ class _Document:
     def moment(self, key: str) -> datetime:
         try:
             value = datetime.fromisoformat(self.text(key))
-        except ValueError as error:
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError) as error:  # the latter at the ends of the calendar
             raise self.wrong(key, "a time such as 2026-01-31T12:00:00+00:00") from error
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
 
     def wrong(self, key: str, needed: str) -> ArtifactError:
         what = (

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, StaticPool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from espctl.errors import StoreError, translate
-from espctl.store import engine, models
+from espctl.store import backup, engine, models
 
 _DAMAGED = "restore the file from a copy, or move it away and run: espctl db upgrade"
 _STALE = "the schema differs from what this version defines: move the file away and run: espctl db upgrade"
@@ -37,6 +37,14 @@ class CheckReport:
     revision: str | None
     head: str
     problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """The revision that a database had (None: it was made), and the copy of it from before, if it was changed."""
+
+    before: str | None
+    backup: Path | None
 
 
 def scripts() -> Path:
@@ -58,10 +66,10 @@ def heads(folder: Path | None = None) -> tuple[str, ...]:
     return tuple(ScriptDirectory.from_config(config(folder=folder)).get_heads())
 
 
-def upgrade(database: Path, target: str = "head", folder: Path | None = None) -> str | None:
+def upgrade(database: Path, target: str = "head", folder: Path | None = None) -> Migrated:
     """Bring a database to a revision, by default the newest; make the file, and its folder, when missing.
 
-    Returns the revision that it had before.
+    One that has to change is copied first, under the lock, so that the copy is what is changed.
 
     Raises:
         SchemaError: the file is newer than this program, or another program's.
@@ -70,19 +78,20 @@ def upgrade(database: Path, target: str = "head", folder: Path | None = None) ->
     database = database.resolve()
     database.parent.mkdir(parents=True, exist_ok=True)
     before = engine.revision(database)
-    known = {script.revision for script in ScriptDirectory.from_config(config(folder=folder)).walk_revisions()}
-    if before is not None and before not in known:
+    script = ScriptDirectory.from_config(config(folder=folder))
+    if before is not None and before not in {found.revision for found in script.walk_revisions()}:
         raise engine.mismatch(database, before)
     if before is not None and not engine.writable(database):
         raise engine.read_only(database)
-    with _alone(database) as connection:
+    wanted = script.get_current_head() if target == "head" else target
+    with _alone(database, wanted) as (connection, copy):
         command.upgrade(config(connection, folder), target)
-    return before
+    return Migrated(before, copy)
 
 
 def downgrade(database: Path, target: str, folder: Path | None = None) -> None:
     """Take a database back to an older revision, or to `base`. Rows of tables that did not exist then are lost."""
-    with _alone(database.resolve()) as connection:
+    with _alone(database.resolve(), target) as (connection, _):
         command.downgrade(config(connection, folder), target)
 
 
@@ -131,17 +140,18 @@ def _differences(database: Path, folder: Path | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _alone(database: Path) -> Iterator[Connection]:
-    """A connection that no other process can read or write beside, with foreign keys off.
+def _alone(database: Path, wanted: str | None) -> Iterator[tuple[Connection, Path | None]]:
+    """A connection that no other process can read or write beside, with foreign keys off; and the copy made before.
 
     Off, because SQLite changes a table by making it anew and dropping the old one, and with foreign keys on the drop
     deletes the rows of every table that refers to it; Alembic checks the references before each commit instead.
     """
     try:
         with contextlib.closing(_lock(database)) as raw:
+            copy = _copy(raw, database, wanted)
             raw.execute("PRAGMA foreign_keys = OFF")
             with _alembic(raw, "BEGIN IMMEDIATE") as connection:
-                yield connection
+                yield connection, copy
             raw.execute("PRAGMA journal_mode = WAL")
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise translate(error) from error
@@ -149,6 +159,18 @@ def _alone(database: Path) -> Iterator[Connection]:
         raise StoreError(
             f"the database {database} was not migrated: {error}", "it is as it was before that step"
         ) from error
+
+
+def _copy(raw: sqlite3.Connection, database: Path, wanted: str | None) -> Path | None:
+    """A copy of a locked database that has rows to lose and another revision than the wanted one."""
+    if not raw.execute("SELECT 1 FROM sqlite_schema WHERE name = 'alembic_version'").fetchone():
+        return None
+    found = raw.execute("SELECT version_num FROM alembic_version").fetchone()
+    if found is None or found[0] == wanted:
+        return None
+    path = backup.default_path(database, found[0])
+    backup.copy(raw, path)
+    return path
 
 
 def _lock(database: Path) -> sqlite3.Connection:

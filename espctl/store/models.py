@@ -12,7 +12,7 @@ from sqlalchemy import JSON, CheckConstraint, DateTime, Dialect, Double, Foreign
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Revisions of the schema, oldest first; these models describe the last."""
 
 STATES = ("queued", "running", "interrupted", "failed", "finished")
@@ -98,7 +98,10 @@ class Expert(Base):
 
 
 class Run(Base):
-    """One condensation. The two indices over `created` serve the plain list; the third, reports and filters."""
+    """One condensation. The two indices over `created` serve the plain list; the third, reports and filters.
+
+    `name` and `note` are what somebody called it and wrote about it, like its tags.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -108,6 +111,7 @@ class Run(Base):
         Index(None, "method", "created"),
         Index(None, "dataset", "method", "ipc", "created"),
         Index(None, "key"),
+        Index(None, "name"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -136,6 +140,8 @@ class Run(Base):
     folder: Mapped[str]
     request: Mapped[dict[str, Any]]
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    name: Mapped[str | None]
+    note: Mapped[str | None]
 
 
 class Metric(Base):
@@ -192,3 +198,33 @@ class Tag(Base):
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     tag: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Study(Base):
+    """A search for good options of a method; `storage` is where the search itself keeps its state."""
+
+    __tablename__ = "studies"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    dataset: Mapped[str]
+    method: Mapped[str]
+    ipc: Mapped[int]
+    request: Mapped[dict[str, Any]]
+    storage: Mapped[str]
+    created: Mapped[datetime]
+
+
+class Trial(Base):
+    """One choice of options that a study tried; its run may have been removed since."""
+
+    __tablename__ = "trials"
+    __table_args__ = (UniqueConstraint("study_id", "number"), Index(None, "run_id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id", ondelete="SET NULL"))
+    state: Mapped[str]
+    value: Mapped[float | None]

@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One condensation. Times are UTC, `seconds` is wall time, `folder` is relative to the project's home."""
+    """One condensation. Times are UTC, `seconds` is wall time, `folder` is relative to the project's home.
+
+    `name` and `note` are what somebody called it and wrote about it.
+    """
 
     id: str
     key: str
@@ -36,6 +39,17 @@ class RunRecord:
     version: str | None
     error: str | None
     folder: str
+    name: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What people put on a run."""
+
+    name: str | None = None
+    note: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +139,26 @@ class SyncReport:
     unchanged: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A search for good options; `storage` is relative to the project's home, `request` is the study's plan."""
+
+    name: str
+    dataset: str
+    method: str
+    ipc: int
+    request: Mapping[str, Any]
+    storage: str
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One choice of options; `value` is an accuracy on held-out training images, never on the test set."""
+
+    number: int
+    run_id: str | None
+    state: str
+    value: float | None

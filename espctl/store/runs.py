@@ -1,30 +1,31 @@
-"""Runs in the database: entering, finding, listing, tagging and removing them."""
+"""Runs in the database: entering, finding, listing and removing them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from esp.errors import InputError, UnknownNameError, closest_hint
-from esp.files import write_json
+from esp.errors import UnknownNameError, closest_hint
 from espctl.errors import RunError
 from espctl.store import folder as folders
+from espctl.store import selection
 from espctl.store.collect import record_evaluation, record_evaluations, record_outcome, sync
 from espctl.store.engine import Store
 from espctl.store.experts import delete_experts, list_experts, record_expert
-from espctl.store.filters import LAST, Filters, Where, conditions, order
+from espctl.store.filters import LAST, Filters, Where, conditions
 from espctl.store.models import STATES, Artifact, Evaluation, Metric, Run, Tag
 from espctl.store.records import ArtifactRecord, EvaluationRecord, RunDetail, RunRecord
 
 __all__ = [
-    "RUN_COLUMNS", "delete_experts", "delete_run", "evaluations_of", "find_run", "insert_run", "list_evaluations",
-    "list_experts", "list_runs", "list_tags", "metrics_of", "record_evaluation", "record_evaluations", "record_expert",
-    "record_outcome", "requests_of", "run_detail", "runs_with_key", "set_state", "sync", "tag_run",
+    "RUN_COLUMNS", "count_runs", "delete_experts", "delete_run", "evaluations_of", "find_run", "insert_run",
+    "list_evaluations", "list_experts", "list_runs", "list_tags", "metrics_of", "option_names", "record_evaluation",
+    "record_evaluations", "record_expert", "record_outcome", "requests_of", "run_detail", "runs_with_key",
+    "set_state", "sync", "tags_of",
 ]  # fmt: skip
 
 RUN_COLUMNS: tuple[str, ...] = tuple(RunRecord.__slots__)
@@ -85,7 +86,7 @@ def set_state(
 
 
 def find_run(store: Store, name: str) -> RunRecord:
-    """The run whose id is `name`, or the only one whose id begins with it.
+    """The run whose id or own name is `name`, or the only one whose id begins with it.
 
     Raises:
         RunError: there is none, or several; the hint names the closest, or some of them.
@@ -117,22 +118,33 @@ def run_detail(store: Store, name: str) -> RunDetail:
 
 def list_runs(
     store: Store, filters: Filters | None = None, where: Where = (), sort: str = "-created", limit: int | None = None,
-    offset: int = 0,
+    offset: int = 0, expression: str = "",
 ) -> list[RunRecord]:  # fmt: skip
     """Runs that match.
 
     Args:
         filters: column -> value or list of values; `tag` counts as a column.
         where: (column, one of = != < <= > >=, value) triples.
-        sort: a column, descending with `-` before it.
+        sort: a column, `accuracy` or `options.NAME`; descending with `-` before it.
+        expression: a filter as people type it, see `selection`.
 
     Raises:
         UnknownNameError: no such column; the hint names the closest.
         InputError: a value that the column cannot have.
+        ExpressionError: the expression cannot be understood.
     """
-    statement = select(*_RUN).where(*_chosen(filters or {}, where)).order_by(*order(Run, RUN_COLUMNS, sort))
+    chosen, typed = _chosen(filters or {}, where), selection.condition(expression)
+    statement = select(*_RUN).where(*chosen, *([] if typed is None else [typed])).order_by(*selection.order(sort))
     with store.read() as session:
         return [RunRecord(*row) for row in session.execute(statement.limit(limit).offset(offset))]
+
+
+def count_runs(store: Store, expression: str = "") -> int:
+    """How many runs match a filter as people type it."""
+    typed = selection.condition(expression)
+    with store.read() as session:
+        statement = select(func.count()).select_from(Run)
+        return session.scalar(statement if typed is None else statement.where(typed)) or 0
 
 
 def runs_with_key(store: Store, key: str) -> list[RunRecord]:
@@ -186,26 +198,21 @@ def metrics_of(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def tag_run(store: Store, run_id: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> tuple[str, ...]:
-    """Put words on a run and take words off it; also in the run folder, for `sync`. Returns the run's tags.
+def tags_of(store: Store, run_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Run id -> its tags; a run that has none is left out."""
+    found: dict[str, list[str]] = {}
+    with store.read() as session:
+        for start in range(0, len(run_ids), _PARAMETERS):
+            chosen = Tag.run_id.in_(run_ids[start : start + _PARAMETERS])
+            for run_id, tag in session.execute(select(Tag.run_id, Tag.tag).where(chosen).order_by(Tag.tag)):
+                found.setdefault(run_id, []).append(tag)
+    return {run_id: tuple(tags) for run_id, tags in found.items()}
 
-    Raises:
-        RunError: there is no such run.
-        InputError: a tag that is empty or holds spaces or control characters.
-    """
-    added, removed = set(add), set(remove)
-    for tag in added:
-        if not tag or not tag.isprintable() or any(letter.isspace() for letter in tag):
-            raise InputError(f"{tag!r} cannot be a tag", "use one word")
-    with store.write() as session:
-        if (run := session.get(Run, run_id)) is None:
-            raise _unknown(session, run_id)
-        tags = sorted((set(session.scalars(select(Tag.tag).where(Tag.run_id == run_id))) | added) - removed)
-        if (folder := store.home / run.folder).is_dir():
-            write_json(folder / "tags.json", tags)
-        session.execute(delete(Tag).where(Tag.run_id == run_id))
-        session.add_all(Tag(run_id=run_id, tag=tag) for tag in tags)
-    return tuple(tags)
+
+def option_names(store: Store) -> list[str]:
+    """Every name of an option in any run."""
+    with store.read() as session:
+        return sorted(session.scalars(selection.known_options()))
 
 
 def list_tags(store: Store) -> list[str]:
@@ -241,7 +248,13 @@ def _one(session: Session, run_id: str) -> RunRecord:
 
 
 def _resolve(session: Session, name: str) -> str:
-    """The id that `name` stands for."""
+    """The id that `name` stands for: an id comes before a name, and a name before the beginning of an id."""
+    if name and session.scalar(select(Run.id).where(Run.id == name)) is None:
+        called = list(session.scalars(select(Run.id).where(Run.name == name).order_by(Run.id).limit(6)))
+        if len(called) == 1:
+            return called[0]
+        if called:
+            raise RunError(f"more than one run is called {name!r}", f"give its id: {', '.join(called)}")
     begins = (Run.id >= name) & (Run.id < name + LAST)
     found = list(session.scalars(select(Run.id).where(begins).order_by(Run.id).limit(6)))
     if not found or not name:
@@ -254,7 +267,8 @@ def _resolve(session: Session, name: str) -> str:
 
 def _unknown(session: Session, name: str) -> RunError:
     newest = list(session.scalars(select(Run.id).order_by(Run.created.desc()).limit(_SUGGESTED_FROM)))
-    hint = closest_hint(name, newest)
+    called = list(session.scalars(select(Run.name).where(Run.name.is_not(None)).limit(_SUGGESTED_FROM)))
+    hint = closest_hint(name, [*newest, *(word for word in called if word)])
     if not hint.startswith("did you mean"):
         hint = "espctl runs ls lists the runs" if newest else "there are no runs yet: start one with espctl condense"
     return RunError(f"there is no run {name!r}", hint)

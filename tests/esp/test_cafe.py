@@ -55,7 +55,7 @@ def test_losses_and_slopes_are_those_of_the_written_out_loss(
     theta = task.network.init(Key(0)) * 3
     parameters = task.parametrisation.init(Key(1), None)
     draw = augment.draw_single(task.operations(augment.STRATEGY), 3, Key(2).generator())
-    losses, slopes = align(View(task, parameters, draw), theta, (0.1, 1.0, 0.5), 100, Key(3))
+    losses, slopes = align(View(task, parameters, draw), theta, (0.1, 1.0, 2.0, 0.5), 100, Key(3))
 
     leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     decoded = task.parametrisation.decode(leaves, 0, 3 * task.parametrisation.units)

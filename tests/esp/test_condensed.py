@@ -61,7 +61,7 @@ def test_a_set_of_other_data_or_of_another_pixel_space_is_refused(
     with pytest.raises(MismatchError, match="condensed from another data set"):
         condensed.load(path).require(replace(task.data, fingerprint="0" * 64))
     condensed.save(path, "pixels", task.parametrisation, parameters, task.data, {"space": "zca"})
-    with pytest.raises(MismatchError, match="pixel space 'zca', not 'normalised'"):
+    with pytest.raises(MismatchError, match="pixel space 'zca', the data set in 'normalised'"):
         condensed.load(path).require(task.data)
 
 

@@ -13,10 +13,11 @@ from esp.core import State, Task, condense, synthetic_parameters
 from esp.data.dataset import Dataset
 from esp.errors import InputError, UnknownNameError
 from esp.methods._matching import View
-from esp.methods.dc import DC, DSA, LOOPS, distance, loops
+from esp.methods.dc import DC, DSA, distance
 from esp.networks.flat import Network
 from esp.networks.flat import build as build_network
 from esp.optim import Tensors
+from esp.presets import LOOPS, loops
 from esp.rng import Key
 
 KEY = Key(3).fold("condense")

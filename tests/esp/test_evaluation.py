@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,8 +44,8 @@ def test_the_score_is_the_last_look_and_the_best_is_kept_beside_it(score: Callab
         assert found.best_accuracy == max(value for _, value in found.curve)
         assert (found.best_epoch, found.best_accuracy) in found.curve
         assert found.epochs == 8
-    assert any(found.best_accuracy > found.accuracy for found in scores)
-    assert any(found.best_epoch < 8 for found in scores)
+    assert any((found.best_accuracy or 0.0) > found.accuracy for found in scores)
+    assert any((found.best_epoch or 8) < 8 for found in scores)
 
 
 def test_the_real_images_teach_and_wrong_labels_do_not(
@@ -101,32 +101,6 @@ def test_a_set_that_must_not_flip_is_not_flipped_in_evaluation(
         for how, judge in ((flipping, still), (plain, still), (flipping, data))
     ]
     assert scores[0] == scores[1] != scores[2]
-
-
-def changed(value: Any) -> Any:
-    """Some other value of the same type."""
-    if isinstance(value, tuple):
-        return (*value, (9, 0.1)) if value and isinstance(value[0], tuple) else (*value, 0.9)
-    if isinstance(value, bool):
-        return not value
-    return (
-        {"single": "sequence", "sequence": "single", "ce": "bce"}.get(value, "none")
-        if isinstance(value, str)
-        else value + 1
-    )
-
-
-def test_the_hash_changes_with_every_field_but_the_name() -> None:
-    assert replace(DSA, name="other").hash == DSA.hash
-    hashes = {DSA.hash, IDC.hash}
-    recipe = [replace(DSA.recipe, **{f.name: changed(getattr(DSA.recipe, f.name))}) for f in fields(Recipe)]
-    others = [replace(DSA, recipe=value) for value in recipe] + [
-        replace(DSA, **{f.name: changed(getattr(DSA, f.name))})
-        for f in fields(Protocol)
-        if f.name not in ("name", "recipe")
-    ]
-    assert len(hashes | {other.hash for other in others}) == 2 + len(others)
-    assert len(others) == len(fields(Recipe)) + 2
 
 
 def test_protocols_are_found_by_name_and_cut_by_epochs() -> None:

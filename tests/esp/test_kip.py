@@ -10,7 +10,8 @@ from torch import Tensor
 
 from esp.core import Task, condense, synthetic_parameters
 from esp.errors import DivergedError, InputError, UnknownNameError
-from esp.methods.kip import KIP, ntk
+from esp.kernels import ntk
+from esp.methods.kip import KIP
 from esp.rng import Key
 
 TINY = KIP(steps=3)

@@ -16,8 +16,8 @@ from esp.core import Method, State, Task, condense, synthetic_parameters
 from esp.data.dataset import Dataset
 from esp.errors import DivergedError, EspError, InputError, MismatchError, UnknownNameError
 from esp.methods import METHODS
-from esp.methods._matching import Cotangent, Rates, View, class_means
-from esp.methods.dm import DM, synthetic_means
+from esp.methods._matching import Cotangent, Rates, View, class_means, synthetic_means
+from esp.methods.dm import DM
 from esp.methods.random import Random
 from esp.networks.flat import build as build_network
 from esp.parametrisation import PARAMETRISATIONS, decode_all, labels
@@ -178,8 +178,7 @@ def test_a_selection_must_be_stored_as_pixels(make_task: Callable[..., Task]) ->
 
 def test_a_latent_set_cannot_start_from_real_images(make_task: Callable[..., Task]) -> None:
     for method in (make("esp", start="real"), make("dm", start="real")):
-        with pytest.raises(InputError, match="cannot start from real images"):
-            next(condense(method, make_task("latent"), 0))
+        refused(method, make_task("latent"), InputError, "cannot start from real images")
 
 
 def test_more_images_than_a_class_has_are_refused(make_task: Callable[..., Task]) -> None:
@@ -193,9 +192,9 @@ def test_more_images_than_a_class_has_are_refused(make_task: Callable[..., Task]
 def test_a_run_that_diverges_says_so_and_yields_no_broken_state(
     make_task: Callable[..., Task], name: str, steps: int
 ) -> None:
-    run = condense(make(name, steps=steps, lr_pixels=float("inf")), make_task(), 0)
+    run = condense(make(name, steps=steps, lr_pixels=1e38), make_task(), 0)
     seen = [next(run)[0]]
-    with pytest.raises(DivergedError, match=r"step \d diverged: .* is (nan|inf)"):
+    with pytest.raises(DivergedError, match=r"step 1 diverged: pixels of the synthetic set"):
         seen += [state for state, _ in run]
     if steps == 1:
         assert all(value.isfinite().all() for state in seen for value in state.values())
@@ -340,7 +339,9 @@ def test_chunks_cover_the_set_once_in_whole_units(make_task: Callable[..., Task]
 
 def test_class_means_are_means_and_absent_classes_are_zero() -> None:
     features = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
-    found = class_means(features, torch.tensor([2, 0, 2]), 4)
+    found = class_means([(features, torch.tensor([2, 0, 2]))], 4)
+    parts = class_means([(features[:1], torch.tensor([2])), (features[1:], torch.tensor([0, 2]))], 4)
+    assert torch.equal(found, parts)
     assert found.tolist() == [[3, 4], [0, 0], [3, 4], [0, 0]]
 
 

@@ -170,7 +170,7 @@ def test_a_step_reaches_the_stored_parameters_and_the_rate(make_task: Callable[.
     task = replace(task, experts=Experts(task.experts.trajectories[:1]))
     start = start_of(method, task)
     parameters = {name: value.clone().requires_grad_() for name, value in synthetic_parameters(start).items()}
-    rate = start["rate"].clone().requires_grad_()
+    rate = start["learned.rate"].clone().requires_grad_()
     images = task.parametrisation.decode(parameters, 0, 3 * task.parametrisation.units)
     snapshots = experts_rows(task, 0)
     whole: list[Batch] = [(torch.arange(len(images)), ())] * 3
@@ -182,7 +182,7 @@ def test_a_step_reaches_the_stored_parameters_and_the_rate(make_task: Callable[.
         found = state[f"optimiser.velocity.{name}"] if stored != "latent" else state[f"optimiser.m.{name}"] / 0.1
         assert (found - slope).norm() < 1e-6 * slope.norm(), name
     torch.testing.assert_close(state["optimiser.velocity.rate"], rate_slope, rtol=1e-6, atol=0)
-    torch.testing.assert_close(state["rate"], (rate - method.lr_rate * rate_slope).detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(state["learned.rate"], (rate - method.lr_rate * rate_slope).detach(), rtol=1e-12, atol=0)
 
 
 def experts_rows(task: Task, number: int) -> Tensor:
@@ -195,15 +195,15 @@ def test_the_rate_is_learned_with_momentum_outside_the_set(make_task: Callable[.
     run = list(condense(method, task, 3))
     states = [state for state, _ in run]
     assert [set(synthetic_parameters(state)) for state in states] == [{"pixels"}] * 5
-    assert float(states[0]["rate"]) == pytest.approx(0.02)
+    assert float(states[0]["learned.rate"]) == pytest.approx(0.02)
     for before, after in pairwise(states):
-        moved = after["rate"] - before["rate"]
+        moved = after["learned.rate"] - before["learned.rate"]
         torch.testing.assert_close(moved, -1e-3 * after["optimiser.velocity.rate"], rtol=1e-3, atol=1e-9)
     clean = {**states[1], "optimiser.velocity.rate": torch.zeros(())}
     alone = next(condense(method, task, 3, clean))[0]["optimiser.velocity.rate"]
     expected = 0.5 * states[1]["optimiser.velocity.rate"] + alone
     torch.testing.assert_close(states[2]["optimiser.velocity.rate"], expected)
-    assert [float(metrics["rate"]) for _, metrics in run[1:]] == [float(state["rate"]) for state in states[1:]]
+    assert [float(metrics["rate"]) for _, metrics in run[1:]] == [float(state["learned.rate"]) for state in states[1:]]
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "tesla"])

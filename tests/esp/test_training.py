@@ -132,7 +132,18 @@ def test_a_training_that_diverges_says_so(network: Network, data: Dataset) -> No
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": -1.0}, {"mode": "multi"}, {"loss": "mse"}], ids=str
+    "change",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"mode": "multi"},
+        {"loss": "hinge"},
+        {"schedule": "none"},
+        {"schedule": "cosine", "milestones": (0.5,)},
+    ],
+    ids=str,
 )
 def test_a_recipe_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="training recipe"):

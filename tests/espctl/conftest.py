@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from esp.files import canonical, sha256
 from espctl import cli
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +46,9 @@ ESP = (
 SERVER = """
 import json, os, signal, sys
 import torch._dynamo
+from esp.files import canonical, sha256
 from espctl import cli
-from espctl.services import condense, evaluate, experts
+from espctl.services import condense, evaluate, experts, tune
 for text in sys.stdin:
     order = json.loads(text)
     if "wait" in order:
@@ -143,6 +146,12 @@ class Launcher:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _hears_ctrl_c() -> None:
+    """A shell starts its background jobs with Ctrl-C ignored; the tests may run in one, and so would all they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("ESPCTL_") or name in ("COLUMNS", "NO_COLOR")]:
@@ -179,6 +188,55 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")
+
+
+def generate(home: Path, number: int, method: str = "esp", **asked: Any) -> str:
+    """Write the folder of a finished run that was scored twice, as the program would have; returns its id."""
+    options = {"beta": asked.pop("beta", 1e-5), "steps": 3} if method == "esp" else {}
+    request = {
+        "method": method, "method_options": options, "changed_options": {}, "parametrisation": "pixels",
+        "parametrisation_options": {}, "dataset": "digits", "fingerprint": "f" * 64, "ipc": 1, "network": "convnet3",
+        "seed": number, "experts": [], "preset": "paper", **asked,
+    }  # fmt: skip
+    plain = {name: value for name, value in request.items() if name not in ("preset", "changed_options")}
+    key = sha256(canonical(plain))
+    run = f"{method}-digits-{request['ipc']}-{number:05d}{key[:3]}"
+    moment = (datetime(2026, 1, 31, 12, tzinfo=UTC) + timedelta(minutes=number)).isoformat()
+    made = f"numbers of {run}".encode() * 10
+    entry = {"name": "synthetic", "path": "synthetic.safetensors", "sha256": sha256(made), "bytes": len(made)}
+    outcome = {
+        "state": "finished", "started": moment, "finished": moment, "seconds": 12.5, "device": "cpu", "error": None,
+        "peak_memory_bytes": 2**30, "stored_numbers": 2560, "budget_numbers": 2560, "artifacts": [entry],
+    }  # fmt: skip
+    source = {"version": "0.1.0", "git_commit": "c" * 40, "git_patch_sha256": None, "device": "cpu"}
+    head = {"id": run, "key": key, "created": moment, "kind": "condense", "provenance": source}
+    folder = home / "runs" / run
+    (folder / "evaluations").mkdir(parents=True)
+    (folder / "request.json").write_text(json.dumps({**head, "request": request, "compute": {"device": "cpu"}}))
+    (folder / "synthetic.safetensors").write_bytes(made)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "loss": {3 - n}}}\n' for n in range(1, 4)))
+    for seed in range(2):
+        accuracy = (10 + number % 80 + seed) / 100
+        score = {"protocol": "dsa", "protocol_hash": "p" * 16, "network": "convnet3", "seed": seed, "created": moment}
+        (folder / f"evaluations/dsa.s{seed}.json").write_text(json.dumps({**score, "accuracy": accuracy, "epochs": 3}))
+    (folder / "outcome.json").write_text(json.dumps(outcome))
+    return run
+
+
+@pytest.fixture(scope="session")
+def generated_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Two runs of esp for each of two betas, one of random, and no data. Tests must not change it."""
+    made = Project(tmp_path_factory.mktemp("generated"))
+    for number, beta in enumerate((1e-5, 1e-5, 1e-3, 1e-3)):
+        generate(made.home, number, seed=number % 2, beta=beta)
+    generate(made.home, 4, "random", seed=0)
+    made("db upgrade")
+    return made
+
+
+@pytest.fixture
+def generated(generated_once: Project, tmp_path: Path) -> Project:
+    return generated_once.copy(tmp_path / "generated")
 
 
 @pytest.fixture

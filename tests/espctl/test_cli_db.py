@@ -51,3 +51,42 @@ def test_check_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
         connection.commit()
     assert run(["db", "check", "--home", str(tmp_path), "--json"]) == 1
     assert "point at a run that is gone" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_upgrade_copies_an_old_database_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(GOLDEN, tmp_path / "espctl.db")
+    home = ["--home", str(tmp_path)]
+    assert run(["runs", "ls", *home]) == 1
+    assert "run: espctl db upgrade" in capsys.readouterr().err
+    assert run(["db", "upgrade", *home]) == 0
+    (copy,) = tmp_path.glob("espctl.db.backup-0001-*")
+    assert copy.name in capsys.readouterr().out
+    with closing(sqlite3.connect(tmp_path / "espctl.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0999'")
+        connection.commit()
+    for words in (["runs", "ls"], ["db", "upgrade"]):
+        assert run([*words, *home]) == 1
+        assert copy.name in capsys.readouterr().err
+
+
+def test_backup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(tmp_path)]
+    assert run(["db", "backup", *home]) == 1
+    assert "there is no database" in capsys.readouterr().err
+    shutil.copy(GOLDEN, tmp_path / "espctl.db")
+    assert run(["db", "upgrade", *home]) == 0
+    with closing(sqlite3.connect(tmp_path / "espctl.db")) as writer:
+        writer.execute("UPDATE runs SET note = 'committed'")
+        writer.commit()
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE runs SET note = 'not yet'")
+        assert run(["db", "backup", str(tmp_path / "copy.db"), *home]) == 0
+        writer.execute("ROLLBACK")
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        assert copy.execute("SELECT DISTINCT note FROM runs").fetchall() == [("committed",)]
+    capsys.readouterr()
+    assert run(["db", "backup", str(tmp_path / "copy.db"), *home]) == 1
+    assert "exists already" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(["db", "backup", *home]) == 0
+    assert len(list(tmp_path.glob(f"espctl.db.backup-{REVISIONS[-1]}-*"))) == 2

@@ -30,19 +30,20 @@ RUN_KEYS = {
     "device", "git_commit", "version", "error", "folder",
 }  # fmt: skip
 ROW_KEYS = {
-    "method", "options", "stored", "ipc", "network", "protocol", "mean", "sd", "n", "best", "published",
-    "published_sd", "difference", "comparable", "runs",
+    "dataset", "method", "options", "stored", "ipc", "preset", "network", "protocol", "mean", "sd", "n", "best",
+    "published", "published_sd", "difference", "comparable", "reasons", "certain", "runs", "evaluations", "best_known",
+    "cost", "measures",
 }  # fmt: skip
 SCORE_KEYS = {"run", "method", "protocol", "network", "mean", "sd", "n", "best_mean", "best_sd"}
 EXPERT_KEYS = {
     "name", "dataset", "network", "number", "epochs", "parameters", "dtype", "accuracy", "loss", "bytes", "healthy",
-    "complaints", "path",
+    "complaints", "path", "split", "space",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Four runs, three of them scored. Tests of this module only read it."""
+    """Five runs, four of them scored: random selection and herding come along. Tests of this module only read it."""
     project = finished.copy(tmp_path_factory.mktemp("whole") / "project")
     project(PIXELS)
     project(DM)
@@ -94,21 +95,35 @@ def test_each_run_leaves_a_whole_folder(whole: Any) -> None:
         assert images.shape[1:] == (1, 16, 16)
 
 
-def test_a_score_is_one_row_for_each_trained_network_and_random_comes_along(whole: Any) -> None:
+def test_a_score_is_one_row_for_each_trained_network_and_selections_come_along(whole: Any) -> None:
     found = rows(whole, "SELECT run_id, seed, protocol, epochs FROM evaluations ORDER BY run_id, seed")
     scored = {run for run, *_ in found}
-    assert [run.partition("-")[0] for run in sorted(scored)] == ["dm", "esp", "random"]
-    assert [rest for _, *rest in found] == [[0, "dsa@3", 3], [1, "dsa@3", 3]] * 3
+    assert [run.partition("-")[0] for run in sorted(scored)] == ["dm", "esp", "herding", "random"]
+    assert [rest for _, *rest in found] == [[0, "dsa@3", 3], [1, "dsa@3", 3]] * 4
     again = whole(f"evaluate {whole.runs('dm')[0].name} --epochs 3", "--json")
-    assert [set(score) for score in again.json] == [SCORE_KEYS] * 2
-    assert [score["method"] for score in again.json] == ["dm", "random"]
+    assert [set(score) for score in again.json] == [SCORE_KEYS] * 3
+    assert [score["method"] for score in again.json] == ["dm", "random", "herding"]
     assert again.err == "", "something was trained again"
-    assert rows(whole, "SELECT count(*) FROM evaluations") == [(6,)]
+    assert rows(whole, "SELECT count(*) FROM evaluations") == [(8,)]
+
+
+def test_selections_are_made_once_whatever_the_seed(project: Any) -> None:
+    for seed in (1, 2):
+        project(f"{DM} --seed {seed}")
+    (project.home / "experts").rename(project.home / "aside")
+    first, second = (run.name for run in project.runs("dm"))
+    project(f"evaluate {first} --epochs 2")
+    assert len(project.runs("random")) == 1
+    assert project.runs("herding") == [], "there were no experts to look with"
+    (project.home / "aside").rename(project.home / "experts")
+    project(f"evaluate {second} --epochs 2")
+    project(f"evaluate {first} --epochs 2")
+    assert len(project.runs("random")) == len(project.runs("herding")) == 1
 
 
 def test_runs_are_filtered_sorted_and_cut(whole: Any) -> None:
     everything = whole("runs ls", "--json").json
-    assert [set(run) for run in everything] == [RUN_KEYS] * 5
+    assert [set(run) for run in everything] == [RUN_KEYS] * 6
     assert sorted(run["created"] for run in everything) == [run["created"] for run in everything][::-1]
 
     def ids(*words: str) -> list[str]:
@@ -158,8 +173,8 @@ def test_the_same_request_is_refused_politely_and_repeated_when_asked(project: A
 
 def test_the_table_in_every_format(whole: Any) -> None:
     found = whole("report table1 --dataset digits", "--json").json
-    assert [set(row) for row in found] == [ROW_KEYS] * 3
-    assert [row["method"] for row in found] == ["random", "dm", "esp"]
+    assert [set(row) for row in found] == [ROW_KEYS] * 4
+    assert [row["method"] for row in found] == ["random", "herding", "dm", "esp"]
     assert all(0 < row["mean"] < 100 and row["n"] == 2 and row["published"] is None for row in found)
     assert whole("report table1 --dataset digits --format json").json == found
     cell = f"{found[0]['mean']:.1f} ± {found[0]['sd']:.1f}"
@@ -167,13 +182,13 @@ def test_the_table_in_every_format(whole: Any) -> None:
     assert cell in screen
     assert "protocol: dsa@3" in screen
     markdown = whole("report table1 --dataset digits --format md").out.splitlines()
-    assert markdown[0].startswith("| method | stored | accuracy | n | published | diff | best | options |")
-    assert markdown[2].startswith(f"| random | pixels | {cell} | 2 |")
+    assert markdown[0].startswith("| method | stored | preset | accuracy | n | published | diff | best | options |")
+    assert markdown[2].startswith(f"| random | pixels | paper | {cell} | 2 |")
     parsed = list(csv.DictReader(io.StringIO(whole("report table1 --dataset digits --format csv").out)))
-    assert [row["method"] for row in parsed] == ["random", "dm", "esp"]
-    assert parsed[0]["accuracy"] == cell
+    assert [row["method"] for row in parsed] == ["random", "herding", "dm", "esp"]
+    assert [float(row["mean"]) for row in parsed] == [row["mean"] for row in found]
     latex = whole("report table1 --dataset digits --format latex").out
-    assert rf"random & pixels & {cell.replace('±', '$' + chr(92) + 'pm$')} & 2 &" in latex
+    assert rf"random & pixels & paper & {cell.replace('±', '$' + chr(92) + 'pm$')} & 2 &" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
     assert r"real\_batch=8" in latex
 
@@ -197,7 +212,7 @@ def test_a_lost_database_is_rebuilt_from_the_folders(whole: Any, tmp_path: Path)
     listed = project("runs ls", "--json").json
     for path in project.home.glob("espctl.db*"):
         path.unlink()
-    assert "5 runs added" in project("db upgrade").out
+    assert "6 runs added" in project("db upgrade").out
     assert project("report table1 --dataset digits", "--json").json == table
     assert sorted(project("runs ls", "--json").json, key=lambda run: run["id"]) == sorted(
         listed, key=lambda run: run["id"]
@@ -211,7 +226,7 @@ def test_a_lost_database_is_rebuilt_from_the_folders(whole: Any, tmp_path: Path)
 def test_a_project_can_be_moved(whole: Any, tmp_path: Path) -> None:
     moved = whole.copy(tmp_path / "elsewhere")
     assert "has done exactly this already" in moved(DM).err
-    assert len(moved("report table1 --dataset digits", "--json").json) == 3
+    assert len(moved("report table1 --dataset digits", "--json").json) == 4
 
 
 def test_experts_that_unfinished_runs_need_are_not_removed(project: Any) -> None:

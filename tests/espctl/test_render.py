@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pty
@@ -275,3 +276,28 @@ def test_no_colour_is_respected(capsys: pytest.CaptureFixture[str], monkeypatch:
         line: Any = render._bar_line(render._console(10), "x", 1, 2, "y")
         render._console(10).print(line)
         assert (re.search(r"\x1b\[[0-9;]*3[0-9]m", capsys.readouterr().out) is not None) == coloured
+
+
+@pytest.mark.parametrize("rows", [[], [("a", 1, "日本"), ("bcd", 22, None)]])
+def test_a_table_that_fits_looks_as_rich_draws_it(rows: list[tuple[object, ...]]) -> None:
+    from rich.console import Console
+
+    cells = [[render.text(value) for value in row] for row in rows]
+    widths = [max(len("run"), *(len(row[0]) for row in cells), 0), 2 if rows else 1, 4 if rows else 1]
+    drawn = []
+    for draw in (render._print_lines, render._print_table):
+        text = io.StringIO()
+        draw(Console(file=text, width=80), ("run", "n", "x"), cells, [False, bool(rows), False], widths, "title")
+        drawn.append(text.getvalue())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_place_is_pointed_at(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    for source, place in (("a=1 b", 4), ("日本=1 b", 5), ("a\x1b b", 3), ("one\ntwo b", 8), ("x" * 100 + "b", 100)):
+        render.pointer(source, place)
+        shown, mark = capsys.readouterr().err.splitlines()
+        from rich.cells import cell_len
+
+        assert cell_len(shown) <= 30
+        assert cell_len(shown[: shown.rindex("b")]) == mark.index("^")

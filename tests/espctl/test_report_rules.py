@@ -47,9 +47,9 @@ def test_any_other_is_not(run: RunRecord, score: EvaluationRecord) -> None:
 @pytest.mark.parametrize(
     ("stored", "options", "preset"),
     [
-        ("", {}, "default"),
-        ("pixels", {}, "default"),
-        ("pixels", {"steps": "20000"}, "default"),
+        ("", {}, "paper"),
+        ("pixels", {}, "paper"),
+        ("pixels", {"steps": "20000"}, "paper"),
         ("pixels", {"steps": "7"}, "custom"),
         ("latent", {}, "custom"),
         ("multiformation,factor=4", {}, "custom"),

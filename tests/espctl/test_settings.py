@@ -15,6 +15,9 @@ EXAMPLE = Path(__file__).parents[2] / "espctl.toml"
 DEFAULTS = settings.keys()
 # for each kind of setting, three values other than the default that differ from each other
 OTHER: dict[str, tuple[Any, Any, Any]] = {
+    "tune.held_out": (0.2, 0.3, 0.4),
+    "tune.pruner": ("none", "hyperband", "median"),
+    "logging.to": ("tensorboard", "mlflow", "wandb"),
     "home": ("a", "b", "c"),
     "compute.device": ("cpu", "cuda", "cuda:1"),
     "compute.compile": ("on", "off", "on"),

@@ -13,7 +13,7 @@ import pytest
 
 from esp.errors import ArtifactError
 from espctl.store import folder as folders
-from espctl.store import runs
+from espctl.store import labels, runs
 from espctl.store.engine import Store, open_store
 
 CREATED = "2026-01-31T12:00:00+00:00"
@@ -56,7 +56,7 @@ def finished(home: Path, number: int = 0) -> Path:
     (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0, "lr": 0.5}\n')
     evaluate(folder, 0)
     evaluate(folder, 1, 0.75)
-    write(folder / "tags.json", ["kept"])
+    write(folder / "labels.json", {"name": None, "note": "seen", "tags": ["kept"]})
     end(folder)
     return folder
 
@@ -150,7 +150,7 @@ def test_a_lost_database_is_rebuilt_from_the_folders(home: Path) -> None:
     with open_at(home) as store:
         for number in range(3):
             runs.record_outcome(store, finished(home, number))
-        runs.tag_run(store, "esp-digits-1-00000001", ["best"])
+        labels.change(store, "esp-digits-1-00000001", labels.tagged(["best"]))
         before = content(store.database)
     for path in home.glob("espctl.db*"):
         path.unlink()
@@ -227,7 +227,7 @@ def test_a_project_that_moved_keeps_its_runs(home: Path, tmp_path: Path) -> None
         ("outcome.json", '{"state": "finished", "artifacts": [{"name": "x"}]}', "'path' is missing"),
         ("outcome.json", "[" * 100_000, "is not valid JSON"),
         ("evaluations/dsa.json", '{"protocol": "dsa"}', "'protocol_hash' is missing"),
-        ("tags.json", '["a", 1]', "must be a list of words"),
+        ("labels.json", '{"tags": ["a", 1]}', "must be a list of words"),
         ("request.json", "\xff", "is not valid JSON"),
     ],
 )

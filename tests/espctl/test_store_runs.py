@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from esp.errors import ArtifactError, InputError, UnknownNameError
 from espctl.errors import RunError
-from espctl.store import runs
+from espctl.store import labels, runs
 from espctl.store.engine import Store, open_store
 from espctl.store.experts import list_datasets, record_dataset
 from espctl.store.records import DatasetRecord, ExpertRecord, RunRecord
@@ -47,6 +46,11 @@ def expert(number: int, folder: str = "experts/digits-1", **changes: Any) -> Exp
 
 def enter(store: Store, request: dict[str, Any]) -> RunRecord:
     return runs.insert_run(store, request, store.home / "runs" / request["id"])
+
+
+def tag(store: Store, run: str, word: str) -> None:
+    (store.home / "runs" / run).mkdir(parents=True, exist_ok=True)
+    labels.change(store, run, labels.tagged([word]))
 
 
 @pytest.fixture
@@ -141,9 +145,9 @@ def test_an_unknown_run_is_named(store: Store, name: str) -> None:
     ],
 )
 def test_filters(store: Store, filters: dict[str, object], where: list[Any], expected: list[int]) -> None:
-    runs.tag_run(store, "mtt-digits-1-00000001", ["good"])
-    runs.tag_run(store, "dm-cifar10-50-00000003", ["good"])
-    runs.tag_run(store, "esp-digits-1-00000000", ["bad"])
+    tag(store, "mtt-digits-1-00000001", "good")
+    tag(store, "dm-cifar10-50-00000003", "good")
+    tag(store, "esp-digits-1-00000000", "bad")
     assert ids(runs.list_runs(store, filters, where)) == expected
 
 
@@ -199,25 +203,10 @@ def test_requests_of_runs(store: Store) -> None:
     }  # fmt: skip
 
 
-def test_tags_are_kept_in_the_run_folder_too(store: Store) -> None:
-    run = runs.find_run(store, "mtt")
-    folder = store.home / run.folder
-    folder.mkdir(parents=True)
-    assert runs.tag_run(store, run.id, ["b", "a"]) == ("a", "b")
-    assert runs.tag_run(store, run.id, ["c"], ["b"]) == ("a", "c") == runs.run_detail(store, run.id).tags
-    assert json.loads((folder / "tags.json").read_text()) == ["a", "c"]
-    assert runs.list_tags(store) == ["a", "c"]
-    for bad in ("", "two words", "bell\x07"):
-        with pytest.raises(InputError, match="cannot be a tag"):
-            runs.tag_run(store, run.id, [bad])
-    with pytest.raises(RunError, match="there is no run"):
-        runs.tag_run(store, "nobody", ["a"])
-
-
 def test_a_run_goes_with_all_that_hangs_on_it(store: Store) -> None:
     run = "esp-digits-1-00000000"
     runs.record_evaluation(store, run, evaluation(0, 0.5))
-    runs.tag_run(store, run, ["a"])
+    tag(store, run, "a")
     runs.delete_run(store, run)
     assert ids(runs.list_runs(store)) == [3, 2, 1]
     assert (runs.list_tags(store), runs.list_evaluations(store)) == ([], [])

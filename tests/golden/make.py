@@ -17,7 +17,7 @@ from typing import Any
 
 from espctl.store.engine import open_store
 from espctl.store.experts import record_dataset, record_expert
-from espctl.store.models import REVISIONS
+from espctl.store.models import REVISIONS, Study, Trial
 from espctl.store.records import DatasetRecord, ExpertRecord
 from espctl.store.runs import insert_run, sync
 
@@ -48,7 +48,7 @@ def finish(folder: Path, document: Mapping[str, Any], accuracy: float) -> None:
         times = {"train_loss": 0.125, "seconds": 1.5, "created": document["created"]}
         write(folder / f"evaluations/dsa.convnet3.s{seed}.json", {**score, **values, **times})
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": {step / 4}}}\n' for step in range(3)))
-    write(folder / "tags.json", ["golden"])
+    write(folder / "labels.json", {"name": f"best-{document['id'][:3]}", "note": "kept", "tags": ["golden"]})
     artifact = {"name": "synthetic", "path": "synthetic.safetensors", "sha256": "a" * 64, "bytes": 4096}
     sizes = {"peak_memory_bytes": 2**31, "stored_numbers": 2560, "budget_numbers": 2560, "artifacts": [artifact]}
     times = {"started": document["created"], "finished": document["created"], "seconds": 12.5}
@@ -71,6 +71,13 @@ def make(database: Path, home: Path) -> None:
         path = "experts/digits/expert-0000.safetensors"
         sizes = {"number": 0, "epochs": 50, "parameters": 320_010, "dtype": "float32", "bytes": 65_282_040}
         facts = {"accuracy": 0.975, "created": CREATED, "seconds": 60.0, "sha256": "e" * 64, "path": path}
+        with store.write() as session:
+            kept = {"request": {"trials": 2}, "storage": "studies/beta.journal", "created": CREATED}
+            session.add(study := Study(name="beta", dataset="digits", method="esp", ipc=1, **kept))
+            session.flush()
+            ran = "esp-digits-1-00000000"
+            session.add(Trial(study_id=study.id, number=0, run_id=ran, state="finished", value=0.5))
+            session.add(Trial(study_id=study.id, number=1, run_id=None, state="failed", value=None))
         record_expert(store, ExpertRecord("digits", "f" * 64, "convnet3", "abcdef123456", **sizes, **facts))  # type: ignore[arg-type]
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")  # one file

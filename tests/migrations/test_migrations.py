@@ -11,13 +11,13 @@ import pytest
 
 from espctl.errors import SchemaError, StoreError
 from espctl.store import engine, migrate, models
-from espctl.store.runs import list_evaluations, list_runs, metrics_of, run_detail
+from espctl.store.runs import delete_run, list_evaluations, list_runs, metrics_of, run_detail
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROWS = {"runs": 3, "evaluations": 4, "metrics": 6, "artifacts": 2, "tags": 2, "experts": 1, "datasets": 1}
 REBUILD = """
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "9001", "0002", None, None
 
 def upgrade():
     with op.batch_alter_table("runs", recreate="always") as batch:
@@ -38,7 +38,7 @@ def with_second(tmp_path: Path, extra: str = "") -> Path:
     """The folder of revisions with one more in it."""
     ignored = shutil.ignore_patterns("__pycache__")
     folder = Path(shutil.copytree(migrate.scripts(), tmp_path / "migrations", ignore=ignored))
-    (folder / "versions" / "0002_rebuild.py").write_text(REBUILD.format(extra=extra))
+    (folder / "versions" / "9001_rebuild.py").write_text(REBUILD.format(extra=extra))
     return folder
 
 
@@ -69,14 +69,14 @@ def test_every_revision_has_a_golden_database() -> None:
 
 def test_head_base_head(tmp_path: Path) -> None:
     database = tmp_path / "espctl.db"
-    assert migrate.upgrade(database) is None
+    assert migrate.upgrade(database) == migrate.Migrated(None, None)
     before = schema(database)
     migrate.downgrade(database, "base")
     assert all("alembic_version" in sql for sql in schema(database))
     assert engine.revision(database) is None
     migrate.upgrade(database)
     assert schema(database) == before
-    assert migrate.upgrade(database) == models.REVISIONS[-1]
+    assert migrate.upgrade(database) == migrate.Migrated(models.REVISIONS[-1], None)
 
 
 def test_check_finds_nothing_in_a_new_database(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_every_constraint_has_a_name() -> None:
 def test_golden_upgrades_with_rows_kept(tmp_path: Path, revision: str) -> None:
     database = golden(tmp_path, revision)
     assert rows(database) == ROWS
-    assert migrate.upgrade(database) == revision
+    assert migrate.upgrade(database).before == revision
     assert rows(database) == ROWS
     assert migrate.check(database).problems == ()
     with engine.open_store(database) as store:
@@ -105,7 +105,20 @@ def test_golden_upgrades_with_rows_kept(tmp_path: Path, revision: str) -> None:
         assert (detail.run.state, detail.run.peak_memory_bytes, detail.tags) == ("finished", 2**31, ("golden",))
         assert detail.run.created.isoformat() == "2026-01-31T12:00:00+00:00"
         assert [evaluation.accuracy for _, evaluation in list_evaluations(store)] == [0.5, 0.5, 0.75, 0.75]
+        assert (detail.run.name, detail.run.note) == (None, None) if revision == "0001" else ("best-esp", "kept")
         assert metrics_of(store, detail.run.id) == {"loss": [(0, 0.0), (1, 0.25), (2, 0.5)]}
+
+
+def test_a_study_outlives_a_run_that_it_tried(tmp_path: Path) -> None:
+    database = golden(tmp_path, "0002")
+    with engine.open_store(database) as store:
+        delete_run(store, "esp-digits-1-00000000")
+    with closing(sqlite3.connect(database)) as connection:
+        trials = connection.execute("SELECT number, run_id, state, value FROM trials ORDER BY number").fetchall()
+        assert trials == [(0, None, "finished", 0.5), (1, None, "failed", None)]
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("DELETE FROM studies")
+        assert connection.execute("SELECT count(*) FROM trials").fetchone() == (0,)
 
 
 def test_a_table_made_anew_keeps_the_rows_that_refer_to_it(tmp_path: Path) -> None:
@@ -117,25 +130,50 @@ def test_a_table_made_anew_keeps_the_rows_that_refer_to_it(tmp_path: Path) -> No
     assert engine.revision(database) == "0001"
 
 
+def test_base_head_base_head_with_rows(tmp_path: Path) -> None:
+    database = golden(tmp_path)
+    old = schema(database)
+    migrate.upgrade(database)
+    new = schema(database)
+    migrate.downgrade(database, "0001")
+    assert (schema(database), rows(database)) == (old, ROWS)
+    migrate.upgrade(database)
+    assert (schema(database), rows(database)) == (new, ROWS)
+    migrate.downgrade(database, "base")
+    migrate.upgrade(database)
+    assert schema(database) == new
+    assert migrate.check(database).problems == ()
+
+
+def test_an_upgrade_copies_the_database_first(tmp_path: Path) -> None:
+    database = golden(tmp_path)
+    old = schema(database)
+    done = migrate.upgrade(database)
+    assert done.backup is not None
+    assert done.backup.name.startswith("espctl.db.backup-0001-")
+    assert (schema(done.backup), rows(done.backup), engine.revision(done.backup)) == (old, ROWS, "0001")
+    assert migrate.upgrade(database).backup is None
+    assert [path.name for path in tmp_path.glob("*.backup-*")] == [done.backup.name]
+
+
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
         ('raise RuntimeError("half way")', "half way"),
-        ("op.execute(\"DELETE FROM runs WHERE method = 'esp'\")", "7 rows of artifacts, evaluations, metrics, tags"),
+        ("op.execute(\"DELETE FROM runs WHERE method = 'esp'\")", "8 rows of artifacts, .*, trials"),
         ('op.execute("SELECT no_such_column FROM runs")', "no_such_column|lacks a column"),
     ],
 )
 def test_a_failed_revision_leaves_no_trace(tmp_path: Path, extra: str, reason: str) -> None:
-    database, folder = golden(tmp_path), with_second(tmp_path, extra)
+    database, folder = golden(tmp_path, "0002"), with_second(tmp_path, extra)
     before = schema(database)
     with pytest.raises(StoreError, match=reason):
         migrate.upgrade(database, folder=folder)
-    assert (rows(database), schema(database), engine.revision(database)) == (ROWS, before, "0001")
+    assert (rows(database), schema(database), engine.revision(database)) == (ROWS, before, "0002")
 
 
-def test_an_older_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_schema_is_refused(tmp_path: Path) -> None:
     database = golden(tmp_path)
-    monkeypatch.setattr(models, "REVISIONS", ("0001", "0002"))
     with pytest.raises(SchemaError, match="has schema 0001, this program needs 0002") as caught:
         engine.open_store(database)
     assert caught.value.hint == "run: espctl db upgrade"
@@ -154,16 +192,27 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     assert rows(database) == ROWS
 
 
+def test_a_newer_schema_is_refused_with_the_name_of_a_copy_from_before(tmp_path: Path) -> None:
+    database = golden(tmp_path)
+    copy = migrate.upgrade(database).backup
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0999'")
+        connection.commit()
+    with pytest.raises(SchemaError, match="newer than this program") as caught:
+        engine.open_store(database)
+    assert str(copy) in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        ("DELETE FROM runs WHERE method = 'esp'", "7 rows of"),
+        ("DELETE FROM runs WHERE method = 'esp'", "8 rows of"),
         ("DROP INDEX ix_runs_created", "ix_runs_created"),
         ("ALTER TABLE runs ADD COLUMN mood VARCHAR", "mood"),
     ],
 )
 def test_check_finds_what_is_wrong(tmp_path: Path, damage: str, problem: str) -> None:
-    database = golden(tmp_path)
+    database = golden(tmp_path, models.REVISIONS[-1])
     with closing(sqlite3.connect(database)) as connection:
         connection.execute(damage)
         connection.commit()
@@ -195,8 +244,9 @@ def test_an_upgrade_does_not_pull_the_file_from_under_another_process(
 ) -> None:
     database = golden(tmp_path)
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
-    with engine.open_store(database) as store, store.read() as session:
-        session.connection().exec_driver_sql("SELECT count(*) FROM runs")
+    with closing(sqlite3.connect(database)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM runs")
         with pytest.raises(StoreError, match="locked"):
             migrate.upgrade(database)
-    assert migrate.upgrade(database) == "0001"
+    assert migrate.upgrade(database).before == "0001"

@@ -1,0 +1,100 @@
+"""Run the bench, and write `DATE-DEVICE-COMMIT-bench.json` and `bench-SIZE.md` into a folder.
+
+python -m bench [PART ...] [--size cpu|cuda|rehearsal] [--out results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import listings, segments, step, training, unrolled
+from bench.measure import Row
+from bench.setting import SIZES, Size
+
+PARTS: dict[str, Callable[[Size, torch.device], Any]] = {
+    "step": step.run,
+    "unrolled": unrolled.run,
+    "training": training.run,
+    "segments": segments.run,
+    "listings": listings.run,
+}
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("--size", choices=SIZES, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    chosen = parser.parse_args()
+    if unknown := [part for part in chosen.parts if part not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}: choose of {', '.join(PARTS)}")
+    size, device = SIZES[chosen.size], torch.device("cuda" if chosen.size == "cuda" else "cpu")
+    rows: list[Row] = []
+    points: list[dict[str, Any]] = []
+    for part in chosen.parts or PARTS:
+        found = PARTS[part](size, device)
+        if isinstance(found, tuple):
+            points += found[1]
+            found = found[0]
+        rows += found
+        print("\n".join(_line(row) for row in found), flush=True)
+        _write(chosen.out, size, device, rows, points)  # after every part: a later one may be cut off
+
+
+def _write(folder: Path, size: Size, device: torch.device, rows: list[Row], points: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "esp", "espctl") else "")
+    day = datetime.now(UTC).date().isoformat()
+    facts = {
+        "date": day, "device": _device(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "python": platform.python_version(), "commit": commit, "size": size.name,
+    }  # fmt: skip
+    body = {**facts, "rows": [{**asdict(row), "reached": row.reached} for row in rows], "figure7": points}
+    text = json.dumps(body, indent=1) + "\n"
+    (folder / f"{day}-{device.type}-{commit}-bench.json").write_text(text, encoding="utf-8")
+    head = "| part | what | against | ours | other | ratio (range) | target | reached | measured on |"
+    lines = [head, "| --- " * 9 + "|", *(_line(row) for row in rows), ""]
+    lines.append("Measured on " + ", ".join(f"{key} {value}" for key, value in facts.items()) + ".")
+    lines.append("A ratio is the median of ours / other over pairs taken by turns, its range in parentheses.")
+    (folder / f"bench-{size.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(row: Row) -> str:
+    ratio = "" if row.ratio is None else f"{row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}, n = {row.runs})"
+    if row.ratio is None and row.low is not None and row.high is not None:
+        ratio = f"({_value(row.low, row.unit)} to {_value(row.high, row.unit)}, n = {row.runs})"
+    target = "" if row.target is None else f"<= {row.target:.3g}"
+    reached = {None: "", True: "yes", False: "**no**"}[row.reached]
+    values = [_value(row.ours, row.unit), "" if row.other is None else _value(row.other, row.unit)]
+    return "| " + " | ".join([row.part, row.what, row.against, *values, ratio, target, reached, row.note]) + " |"
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "B":
+        return f"{value / 1e6:,.3g} MB" if value >= 1e5 else f"{value / 1e3:.3g} kB"
+    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""(a) The ESP step: reverse over forward against double backward and against a plain training step; time and memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.measure import Row, isolated, pairs, peak_memory, plain_row, row_of
+from bench.setting import Size, task
+from esp.core import Task
+from esp.derivatives import loss_sum
+from esp.methods.esp import ESP
+from esp.parametrisation import decode_all
+from esp.rng import Key
+
+
+def run(size: Size, device: torch.device) -> list[Row]:
+    """The rows of this part."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [*_times(Path(folder), size, device), *_memory(size, device)]
+
+
+def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
+    rows = []
+    for compiled in (True, False):
+        made = task(folder, size.network, "latent", 1, size.chunk, device, compiled)
+        how = "compiled" if compiled else "eager"
+        count = len(made.labels)
+        setting = f"{size.network}, {count} images decoded at ipc 1, chunks of {size.chunk}, {how}"
+        plain = _plain(made)
+        alone = _stepper(made, ESP(dm=0.0, inner_loss="ce"))
+        whole = _stepper(made, ESP(inner_loss="ce", real_batch=size.real_batch))
+        one = pairs(
+            "step", "ESP step on the synthetic set", alone, "a training step on the same images", plain, device,
+            size.repeats, 3.0 if compiled else None, setting,
+        )  # fmt: skip
+        real = f"{size.real_batch} real images per class"
+        rows += [
+            one,
+            pairs("step", f"ESP step with L_DM on {real}", whole, "a training step on the synthetic images alone",
+                  plain, device, size.repeats, None, setting),
+        ]  # fmt: skip
+        mixed, double = _both_derivatives(made)
+        rows.append(
+            pairs("step", f"reverse over forward, {how}", mixed, "double backward, eager", double, device,
+                  size.repeats, 0.4 if compiled else None, f"{size.network}, one chunk of {size.chunk} images"),
+        )  # fmt: skip
+    return rows
+
+
+def _stepper(made: Task, method: ESP) -> Callable[[], object]:
+    """Calls that each do one more step of a run."""
+    state = method.init(made, Key(0))
+    holder = [state]
+
+    def step() -> object:
+        holder[0], metrics = method.step(made, holder[0], Key(0))
+        return metrics
+
+    return step
+
+
+def _plain(made: Task) -> Callable[[], object]:
+    """One step of SGD on all decoded images, in the same chunks."""
+    assert made.experts is not None
+    state = made.start("noise", Key(0))
+    parameters = {name.removeprefix("set."): value for name, value in state.items() if name.startswith("set.")}
+    images = decode_all(made.parametrisation, parameters).to(made.device)
+    targets = torch.nn.functional.one_hot(made.labels, made.network.classes).to(images)
+    theta = made.network.init(Key(0)).to(made.device)
+    count = -(-len(images) // made.chunk)
+    xs, ys = images.tensor_split(count), targets.tensor_split(count)
+
+    def step() -> object:
+        total = torch.zeros_like(theta)
+        for x, y in zip(xs, ys, strict=True):
+            total += made.derivatives().parameter_gradient(theta, x, y)[0]
+        return theta - 0.01 * total / len(images)
+
+    return step
+
+
+def _both_derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Gradient and mixed derivative of one chunk: ours, and by backpropagating through the backward pass."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(made.chunk, *made.data.shape, generator=generator).to(made.device)
+    rows = torch.arange(made.chunk) % made.network.classes
+    targets = torch.nn.functional.one_hot(rows, made.network.classes).to(images)
+    theta = made.network.init(Key(0)).to(made.device)
+    direction = torch.randn(len(theta), generator=generator).to(made.device)
+    nothing = images.new_zeros(made.chunk, made.network.features)
+
+    def ours() -> object:
+        made.derivatives().parameter_gradient(theta, images, targets)
+        return made.derivatives().mixed_pullback(theta, direction, images, targets, nothing)
+
+    def double() -> object:
+        x, weights = images.detach().requires_grad_(), theta.detach().requires_grad_()
+        loss = loss_sum(made.network(weights, x)[1], targets, "ce")
+        (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad((gradient * direction).sum(), x)
+
+    return ours, double
+
+
+def _memory(size: Size, device: torch.device) -> list[Row]:
+    name, network = str(device), size.narrow
+    plain = [isolated(_peak_plain, network, size.chunk, name) for _ in range(3)]
+    one = [isolated(_peak_step, network, 1, size.chunk, name, 1) for _ in range(3)]
+    fifty = [isolated(_peak_step, network, 50, size.chunk, name, 1)]
+    long = [isolated(_peak_step, network, 1, size.chunk, name, 50)]
+    setting = f"{network}, chunks of {size.chunk}, eager"
+    return [
+        row_of("memory", "peak of an ESP step, ipc 1", "a training step on one chunk", "B",
+               list(zip(one, plain, strict=True)), 1.5, setting),
+        row_of("memory", "peak of an ESP step, ipc 50", "of one at ipc 1", "B", [(fifty[0], one[0])], 1.15, setting),
+        row_of("memory", "peak over 50 inner steps", "over 1", "B", [(long[0], one[0])], 1.05, setting),
+        plain_row("memory", "peak of a training step on one chunk", "B", [float(x) for x in plain], None, setting),
+    ]  # fmt: skip
+
+
+def _peak_plain(network: str, chunk: int, device: str) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        made = task(Path(folder), network, "latent", 1, chunk, torch.device(device), False)
+        images = torch.randn(chunk, *made.data.shape).to(device)
+        targets = torch.nn.functional.one_hot(torch.arange(chunk) % 10, 10).to(images)
+        theta = made.network.init(Key(0)).to(device)
+        return peak_memory(lambda: made.derivatives().parameter_gradient(theta, images, targets), made.device)
+
+
+def _peak_step(network: str, ipc: int, chunk: int, device: str, steps: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        made = task(Path(folder), network, "latent", ipc, chunk, torch.device(device), False)
+        method = ESP(real_batch=max(1, chunk // 10))
+        state = method.init(made, Key(0))
+
+        def walk() -> Tensor:
+            current = state
+            for _ in range(steps):
+                current, metrics = method.step(made, current, Key(0))
+            return metrics["loss"]
+
+        return peak_memory(walk, made.device)

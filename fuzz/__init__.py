@@ -1,0 +1,1 @@
+"""Fuzzing of every parser with atheris: `make fuzz`."""

@@ -1,0 +1,66 @@
+"""`python -m fuzz [NAME ...] [--seconds N]`: each target in a process of its own; exit 1 when one finds something."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> int:
+    """Fuzz the named targets, or all."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of fuzz.targets.TARGETS; default: all")
+    parser.add_argument("--seconds", type=int, default=60, help="for each")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        fuzz(given.one, given.seconds)
+    from fuzz.targets import PLACE, TARGETS
+
+    shutil.rmtree(PLACE)
+    unknown = set(given.names) - set(TARGETS)
+    if unknown:
+        parser.error(f"unknown target {min(unknown)!r}")
+    found = [name for name in given.names or TARGETS if not _clean(name, given.seconds)]
+    print(f"{len(given.names or TARGETS)} targets, findings in: {', '.join(found) or 'none'}")
+    return 1 if found else 0
+
+
+def _clean(name: str, seconds: int) -> bool:
+    command = [sys.executable, "-m", "fuzz", "--one", name, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds + 300)
+    last = [line for line in done.stderr.splitlines() if line.startswith(("Done ", "#"))][-1:]
+    print(f"{name:14} {'nothing found' if done.returncode == 0 else 'FOUND'}  {''.join(last)}", flush=True)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", flush=True)
+    return done.returncode == 0
+
+
+def fuzz(name: str, seconds: int) -> None:
+    """Fuzz one target in this process, which then ends.
+
+    Raises:
+        SystemExit: always; not 0 when something was found, which is printed.
+    """
+    import atheris
+
+    with atheris.instrument_imports(include=["esp", "espctl", "tomllib", "fuzz"]):
+        from fuzz import targets
+    targets.PLACE.mkdir(exist_ok=True)
+    corpus = Path(tempfile.mkdtemp(prefix="espctl-corpus-"))
+    for seed in targets.seeds(name):
+        (corpus / targets.digest(seed)).write_bytes(seed)
+    target = targets.TARGETS[name]
+    limits = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=4096"]
+    atheris.Setup(
+        ["fuzz", *limits, f"-artifact_prefix={corpus}/", str(corpus)], lambda data: targets.check(target, data)
+    )
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
