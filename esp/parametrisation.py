@@ -263,7 +263,7 @@ def build(name: str, frame: Frame, options: dict[str, Any] | None = None) -> Par
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):  # a file may name anything: it is not called
         raise InputError(f"{name!r} is no parametrisation", "name a dataclass like those of esp.parametrisation")
     try:
-        made: Parametrisation = kind(frame, **values)  # type: ignore[assignment]
+        made: Parametrisation = kind(frame, **values)  # type: ignore[assignment, call-arg]
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise InputError(f"parametrisation {name} cannot be built with {values}", "give it other options") from error
     if made.stored > frame.budget:

@@ -52,7 +52,11 @@ def parse_spec(table: Mapping[str, str], kind: str, spec: str, given: tuple[str,
     """
     name, *items = spec.split(",")
     factory = resolve(table, kind, name)
-    known = {k: p.default for k, p in inspect.signature(factory).parameters.items() if k not in given}
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError) as error:  # its own message may quote the object, whatever that holds
+        raise InputError(f"{kind} {name!r} is nothing that can be called", f"name a factory of a {kind}") from error
+    known = {k: p.default for k, p in signature.parameters.items() if k not in given}
     options: dict[str, Any] = {}
     for item in items:
         key, _, text = item.partition("=")

@@ -21,11 +21,8 @@ from esp.files import DAMAGED
 from esp.spaces import NORMALISED
 from esp.subspace import Subspace, span
 
-_HEADER = {
-    **dict.fromkeys(("dataset", "fingerprint", "network", "dtype"), str),
-    **dict.fromkeys(("number", "epochs", "parameters", "classes"), int),
-    "curve": list,
-}
+_NEEDED = {"network": str, "fingerprint": str, "epochs": int}
+_TOLD = {**dict.fromkeys(("dataset", "dtype"), str), **dict.fromkeys(("number", "parameters", "classes"), int)}
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,23 @@ def open_trajectory(path: Path) -> Trajectory:
     meta, digest = read_meta(path)
     if meta.get("kind") != "trajectory":
         raise MismatchError(f"{path} is not an expert trajectory", "give a file that `espctl experts build` made")
-    require(path, meta, _HEADER)
-    for point in meta["curve"] or [None]:
+    require(path, meta, _NEEDED)
+    return Trajectory(path, digest, meta)
+
+
+def open_expert(path: Path) -> Trajectory:
+    """As `open_trajectory`, of a file that also says what `esp.experts.build` does: numbers, and a curve with points.
+
+    Raises:
+        ArtifactError, MismatchError: as there, or one of them is missing.
+    """
+    found = open_trajectory(path)
+    require(path, found.meta, {**_TOLD, "curve": list})
+    for point in found.meta["curve"] or [None]:
         if not isinstance(point, dict):
             raise ArtifactError(f"{path}: its curve has no points", DAMAGED)
         require(path, point, {"accuracy": (int, float), "loss": (int, float, type(None))})
-    return Trajectory(path, digest, meta)
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ finds worth keeping stay in a temporary folder of the process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
+import shutil
 import struct
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +41,7 @@ from espctl.store.engine import open_store
 
 Target = Callable[[bytes], None]
 PLACE = Path(tempfile.mkdtemp(prefix="espctl-fuzz-"))
+atexit.register(shutil.rmtree, PLACE, ignore_errors=True)
 MOMENT = "2026-01-31T12:00:00+00:00"
 
 
@@ -136,7 +140,7 @@ def forged_artifact(data: bytes) -> None:
     artifact.save(path, {"pixels": torch.zeros(4, 1, 4, 4), "theta": torch.zeros(3, 5)}, meta, by_row=["theta"])
     with contextlib.suppress(EspError):
         condensed.load(path)
-    trajectory.open_trajectory(path)
+    trajectory.open_expert(path)
 
 
 def run_folder(data: bytes) -> None:
@@ -163,8 +167,9 @@ def bundle_file(data: bytes) -> None:
 
 
 def printed(data: bytes) -> None:
-    shown = render.clean(text(data))
-    assert shown.isprintable() or all(letter.isprintable() or letter == " " for letter in shown if letter < "\u2000")
+    for letter in render.clean(text(data)):
+        assert unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
+        assert unicodedata.bidirectional(letter) not in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 TARGETS: dict[str, Target] = {
@@ -184,13 +189,16 @@ def check(target: Target, data: bytes) -> None:
     try:
         target(data)
     except EspError as error:
-        assert error.message
-        assert not error.message.endswith(".")
-        if isinstance(error, ExpressionError):
-            assert 0 <= error.place <= len(error.text)
+        _inspect(error)
     except (ValueError, RecursionError):
         if target is not forged_artifact:  # its own JSON
             raise
+
+
+def _inspect(error: EspError) -> None:
+    assert error.message
+    assert not error.message.endswith(".")
+    assert not isinstance(error, ExpressionError) or 0 <= error.place <= len(error.text)
 
 
 def seeds(name: str) -> Iterator[bytes]:

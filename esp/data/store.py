@@ -249,8 +249,7 @@ def _open(path: Path, name: str) -> Dataset:
     with _remedied(name):
         artifact.require(path, meta, _HEADER)
         artifact.require(path, held.tensors, dict.fromkeys(TENSORS, torch.Tensor))
-    validate(Raw(*(held.tensors[key] for key in TENSORS), tuple(meta["classes"]), meta["flips"]), str(path))
-    return Dataset(
+    made = Dataset(
         name=name,
         train_images=held.tensors["train_images"],
         train_labels=held.tensors["train_labels"],
@@ -263,6 +262,8 @@ def _open(path: Path, name: str) -> Dataset:
         flips=meta["flips"],
         fingerprint=meta["fingerprint"],
     )
+    validate(_as_raw(made), str(path))
+    return made
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from esp.networks.flat import Network, canonical_spec
 from esp.networks.flat import build as build_network
 from esp.spaces import NORMALISED
 from esp.training import Recipe
-from esp.trajectory import Trajectory, complaints, open_trajectory
+from esp.trajectory import Trajectory, complaints, open_expert, open_trajectory
 from espctl.errors import RunError
 from espctl.jobs import pool
 from espctl.jobs.compute import Compute, resolve
@@ -189,8 +189,7 @@ def listing(project: Project, dataset: str | None = None, network: str | None = 
 
 def describe(path: Path) -> Expert:
     """The header of an expert's file, judged."""
-    trajectory = open_trajectory(path)
-    meta = trajectory.meta
+    meta = open_expert(path).meta
     found = complaints(meta, meta["classes"])
     last = meta["curve"][-1]
     return Expert(
@@ -325,10 +324,7 @@ def _options(data: Dataset) -> str:
 
 
 def _find(project: Project, name: str) -> Path:
-    paths = {
-        f"{p.parent.name}/{_number(p)}": p
-        for p in project.paths.experts.glob("*/expert-*.safetensors")
-    }
+    paths = {f"{p.parent.name}/{_number(p)}": p for p in project.paths.experts.glob("*/expert-*.safetensors")}
     matches = [key for key in paths if key == name or key.endswith(f"/{name}") or key.startswith(name)]
     if name not in matches and len(matches) != 1:
         problem = "is ambiguous" if matches else "is unknown"
@@ -353,7 +349,7 @@ def _unfinished_users(project: Project, store: str) -> list[str]:
 
 
 def _record(project: Project, path: Path) -> ExpertRecord:
-    trajectory, beside = open_trajectory(path), path.with_suffix(".json")
+    trajectory, beside = open_expert(path), path.with_suffix(".json")
     meta = trajectory.meta
     # A process that died between the two files left an expert without its facts.
     facts = files.read_json(beside) if beside.exists() else {}

@@ -57,7 +57,7 @@ def complains(done: Any, message: str) -> None:
     assert len(lines) == 2, done
     assert message in lines[0], lines[0]
     assert not lines[0].endswith("."), lines[0]
-    assert "unexpected" not in lines[0], lines[0]
+    assert not lines[0].startswith("error: unexpected "), lines[0]
     assert len(lines[0]) < 1500, lines[0]
     assert lines[1].startswith("hint: ")
     assert len(lines[1]) > len("hint: ")

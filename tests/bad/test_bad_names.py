@@ -71,7 +71,12 @@ def test_class_names_of_a_data_set_are_shown_and_not_obeyed(finished: Any, tmp_p
     names = NAMES[:-1]
     labels = np.arange(len(names)).repeat(2)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 1, 8, 8), dtype=np.uint8)
-    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    arrays: dict[str, Any] = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images,
+        "test_labels": labels,
+    }
     path = tmp_path / "x\x1b[31m\u202e.safetensors"
     tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
     save_file(tensors, path, metadata={"classes": json.dumps(names)})

@@ -28,7 +28,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "espctl" in imported
-    assert not imported & {"torch", "torchvision", "numpy", "sqlalchemy", "alembic", "optuna", "pydantic", "rich", "safetensors"}
+    assert not imported & {
+        "torch",
+        "torchvision",
+        "numpy",
+        "sqlalchemy",
+        "alembic",
+        "optuna",
+        "pydantic",
+        "rich",
+        "safetensors",
+    }
 
 
 @pytest.mark.parametrize("module", ["esp", "esp.errors", "esp.data", "esp.methods", "esp.networks", "esp.protocols"])

@@ -27,7 +27,7 @@ PIXELS = (
 RUN_KEYS = {
     "id", "key", "kind", "method", "dataset", "fingerprint", "ipc", "network", "parametrisation", "seed", "preset",
     "state", "created", "started", "finished", "seconds", "peak_memory_bytes", "stored_numbers", "budget_numbers",
-    "device", "git_commit", "version", "error", "folder",
+    "device", "git_commit", "version", "error", "folder", "name", "note", "tags", "options", "scores",
 }  # fmt: skip
 ROW_KEYS = {
     "dataset", "method", "options", "stored", "ipc", "preset", "network", "protocol", "mean", "sd", "n", "best",

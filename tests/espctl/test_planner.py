@@ -47,7 +47,7 @@ def test_what_one_method_does_not_need_is_for_the_others(gauge: Gauge) -> None:
     assert found["kfs"][1:] == (2500, "")  # 2.5 seconds
     assert (found["dm"][1], found["dsa"][1]) == (49, 48)  # 97.5 between them, what rounding leaves for the last
     assert found["dm"][2] == "real_batch=64 steps=49"
-    assert found["dm"][0].method.steps == 49  # type: ignore[attr-defined]
+    assert found["dm"][0].method.steps == 49
 
 
 def test_esp_gets_three_parts(gauge: Gauge) -> None:

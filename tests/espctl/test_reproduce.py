@@ -60,7 +60,7 @@ def test_a_plan_is_carried_out_and_the_same_again_does_nothing(project: Any, pla
     assert {row["n"] for row in found.values()} == {2}
     assert found["random"]["verdict"] == "-"
     assert found["dm"]["verdict"] in ("better than random", "not better than random")
-    assert found["esp"]["options"] == "quick steps=4 segment=2 start_max=2 real_batch=8"
+    assert found["esp"]["options"] == "quick real_batch=8 segment=2 start_max=2 steps=4"
     assert (found["dm"]["published"], found["dm"]["protocol"], found["dm"]["network"]) == (None, "dsa@3", NETWORK)
     times = {path: path.stat().st_mtime_ns for path in (project.home / "runs").glob("*/**/*.json")}
     done = project(COMMAND)

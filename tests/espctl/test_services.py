@@ -51,8 +51,8 @@ def fail(item, report):
     time.sleep(60)
 
 def endless(folder, report):
-    (Path(folder) / f"begun {os.getpid()}").touch()
     try:
+        (Path(folder) / f"begun {os.getpid()}").touch()
         while True:
             time.sleep(0.01)
     except KeyboardInterrupt:

@@ -145,7 +145,7 @@ def test_the_other_pruners(tmp_path: Path, claim: Any, pruner: str, pruned: bool
     study, stopped = Study.create(tmp_path / pruner, plan(pruner=pruner), FIRST), []
     for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
         found = claim(study, 8)
-        stop = any([study.report(found.number, look, value) for look in (1, 2, 3)])
+        stop = any(study.report(found.number, look, value) for look in (1, 2, 3))
         study.tell(found, "pruned" if stop else "complete", None if stop else value)
         stopped.append(stop)
     assert any(stopped) == pruned
