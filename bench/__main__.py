@@ -1,6 +1,6 @@
 """Run the bench, and write `DATE-DEVICE-COMMIT-bench.json` and `bench-SIZE.md` into a folder.
 
-python -m bench [PART ...] [--size cpu|cuda|rehearsal] [--out results]
+python -m bench [PART ...] [--size cpu|cuda|rehearsal] [--output results]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
     parser.add_argument("--size", choices=SIZES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--output", type=Path, default=Path("results"))
     chosen = parser.parse_args()
     if unknown := [part for part in chosen.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: choose of {', '.join(PARTS)}")
@@ -49,7 +49,7 @@ def main() -> None:
             found = found[0]
         rows += found
         print("\n".join(_line(row) for row in found), flush=True)
-        _write(chosen.out, size, device, rows, points)  # after every part: a later one may be cut off
+        _write(chosen.output, size, device, rows, points)  # after every part: a later one may be cut off
 
 
 def _write(folder: Path, size: Size, device: torch.device, rows: list[Row], points: list[dict[str, Any]]) -> None:

@@ -30,7 +30,8 @@ def export(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to; default: named after the run, here.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Where to; default: named after the run, here."),
     ] = None,
     with_test: Annotated[
         bool, typer.Option("--with-test", help="Put the real test images beside it, so that espctl can load it.")

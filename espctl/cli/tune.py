@@ -42,7 +42,7 @@ Epochs = Annotated[int | None, typer.Option("--epochs", "-e", min=1, help="Cut t
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Networks that score a trial.")]
 Pruner = Annotated[str | None, typer.Option("--pruner", metavar="NAME", help="median, hyperband, or none.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the plots go; default: beside the study.")
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where the plots go; default: beside the study.")
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from esp.errors import ArtifactError, InputError
 
-COMMAND = "python -m bench unrolled --out results"
+COMMAND = "python -m bench unrolled --output results"
 
 
 @dataclass(frozen=True)

@@ -170,13 +170,13 @@ def _require_free(target: Path, form: str, force: bool) -> None:
         if not any(target.iterdir()):
             return
         if not (target / _MARK).is_file():
-            raise InputError(f"{target} is a folder that is not an export", "choose another --out")
+            raise InputError(f"{target} is a folder that is not an export", "choose another --output")
     elif target.is_dir() or (form in _FOLDERS and (target.exists() or target.is_symlink())):
-        raise InputError(f"{target} is in the way", "choose another --out")
+        raise InputError(f"{target} is in the way", "choose another --output")
     elif not target.exists():
         return
     if not force:
-        raise InputError(f"{target} exists already", "choose another --out, or replace it with --force")
+        raise InputError(f"{target} exists already", "choose another --output, or replace it with --force")
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def _same(request: Mapping[str, Any], left: Iterable[str]) -> str:
 def _grouped(
     members: Sequence[Listed], scores: Mapping[str, Sequence[EvaluationRecord]], told: Sequence[str]
 ) -> list[Group]:
-    """One group for each way that the members were scored in, or one without a number."""
+    """One group for each way that members were scored in, and one without a number for those that never were."""
     # A repeated run makes the same set and the same networks again: counting both would narrow the spread.
     ways: dict[tuple[str, str, str], dict[tuple[str, int], tuple[str, float]]] = {}
     for one in reversed(members):
@@ -165,9 +165,8 @@ def _grouped(
     first = members[0].run
     facts = {name: members[0].facts.get(name) for name in told}
     about = (first.method, first.dataset, first.ipc, first.parametrisation, first.network, facts)
-    if not ways:
-        return [Group(*about, None, None, None, None, 0, tuple(one.run.id for one in members))]
-    made = []
+    unscored = tuple(one.run.id for one in members if not scores.get(one.run.id))
+    made = [Group(*about, None, None, None, None, 0, unscored)] if unscored else []
     for (protocol, _, network), values in ways.items():
         mean, sd = mean_and_sd([accuracy for _, accuracy in values.values()])
         runs = tuple(sorted({run for run, _ in values.values()}))

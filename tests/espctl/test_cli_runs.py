@@ -74,6 +74,18 @@ def test_ls_shows_what_differs(generated: Any) -> None:
     assert set(found[0]) == {"id", "seed", "options.beta", "accuracy"}
 
 
+def test_a_group_tells_of_runs_that_were_never_scored(generated: Any) -> None:
+    silent = generated("runs ls method=esp options.beta=1e-5 --json").json[0]["id"]
+    with closing(sqlite3.connect(generated.home / "espctl.db")) as connection:
+        connection.execute("DELETE FROM evaluations WHERE run_id = ?", [silent])
+        connection.commit()
+    found = generated("runs ls method=esp options.beta=1e-5 --group seed --json").json
+    assert sorted((group["n"], len(group["runs"]), silent in group["runs"]) for group in found) == [
+        (0, 1, True),
+        (2, 1, False),
+    ]
+
+
 def test_ls_groups_over_seeds(generated: Any) -> None:
     out = generated("runs ls method=esp --group seed").out
     assert "13.0 ± 0.7 (4)" in out

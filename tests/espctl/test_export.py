@@ -38,7 +38,7 @@ def stored(project: Any) -> condensed.Condensed:
 
 def test_safetensors_hold_floats_and_pixels_and_load_as_a_data_set(scored: Any, tmp_path: Path) -> None:
     target = tmp_path / "set.safetensors"
-    done = scored("export esp-digits --to safetensors --with-test --json", "--out", str(target)).json
+    done = scored("export esp-digits --to safetensors --with-test --json", "--output", str(target)).json
     synthetic = stored(scored)
     assert (done["images"], done["test_images"], done["classes"]) == (220, 355, 10)
     assert done["bytes"] == target.stat().st_size
@@ -54,7 +54,7 @@ def test_safetensors_hold_floats_and_pixels_and_load_as_a_data_set(scored: Any, 
 
 
 def test_npz_needs_no_pickle(scored: Any, tmp_path: Path) -> None:
-    scored("export esp-digits --to npz", "--out", str(tmp_path / "set.npz"))
+    scored("export esp-digits --to npz", "--output", str(tmp_path / "set.npz"))
     with np.load(tmp_path / "set.npz", allow_pickle=False) as file:
         assert set(file.files) == {"images", "train_images", "train_labels", "classes", "mean", "std", "export"}
         again = (file["train_images"] / 255 - file["mean"][:, None, None]) / file["std"][:, None, None]
@@ -64,7 +64,7 @@ def test_npz_needs_no_pickle(scored: Any, tmp_path: Path) -> None:
 
 
 def test_an_image_folder_is_a_data_set_again(scored: Any, tmp_path: Path) -> None:
-    scored("export esp-digits --to imagefolder --with-test", "--out", str(tmp_path / "tree"))
+    scored("export esp-digits --to imagefolder --with-test", "--output", str(tmp_path / "tree"))
     loaded = load_data(f"folder:{tmp_path / 'tree'}", tmp_path / "data")
     synthetic = stored(scored)
     assert torch.equal(loaded.train_images, synthetic.pixels())
@@ -75,7 +75,7 @@ def test_an_image_folder_is_a_data_set_again(scored: Any, tmp_path: Path) -> Non
 
 def test_a_data_card_says_what_the_set_is(scored: Any, tmp_path: Path) -> None:
     target = tmp_path / "card"
-    scored("export esp-digits --to huggingface", "--out", str(target))
+    scored("export esp-digits --to huggingface", "--output", str(target))
     text = (target / "README.md").read_text()
     head, body = text.removeprefix("---\n").split("\n---\n")
     assert "license: cc-by-4.0" in head.splitlines()
@@ -90,7 +90,7 @@ def test_a_data_card_says_what_the_set_is(scored: Any, tmp_path: Path) -> None:
 
 
 def test_a_run_without_scores_says_so(finished: Any, tmp_path: Path) -> None:
-    finished("export esp-digits --to huggingface", "--out", str(tmp_path / "card"))
+    finished("export esp-digits --to huggingface", "--output", str(tmp_path / "card"))
     assert "The set was not evaluated." in (tmp_path / "card" / "README.md").read_text()
 
 
@@ -102,7 +102,7 @@ def test_clamping_is_counted() -> None:
 @pytest.mark.parametrize("form", ["npz", "imagefolder"])
 def test_what_is_there_is_replaced_only_by_force(scored: Any, tmp_path: Path, form: str) -> None:
     target = tmp_path / "made"
-    words = (f"export esp-digits --to {form}", "--out", str(target))
+    words = (f"export esp-digits --to {form}", "--output", str(target))
     scored(*words)
     assert "exists already" in scored(*words, code=1).err
     if target.is_dir():
@@ -116,19 +116,19 @@ def test_a_folder_that_is_no_export_is_never_replaced(scored: Any, tmp_path: Pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for form in ("imagefolder", "npz"):
-        words = (f"export esp-digits --to {form} --force", "--out", str(tmp_path / "mine"))
-        assert "choose another --out" in scored(*words, code=1).err
+        words = (f"export esp-digits --to {form} --force", "--output", str(tmp_path / "mine"))
+        assert "choose another --output" in scored(*words, code=1).err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     assert (
         "in the way"
-        in scored("export esp-digits --to imagefolder --force", "--out", str(tmp_path / "link"), code=1).err
+        in scored("export esp-digits --to imagefolder --force", "--output", str(tmp_path / "link"), code=1).err
     )
 
 
 def test_an_empty_folder_is_a_place_for_an_export(scored: Any, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
-    scored("export esp-digits --to imagefolder", "--out", str(tmp_path / "new"))
+    scored("export esp-digits --to imagefolder", "--output", str(tmp_path / "new"))
     assert (tmp_path / "new" / "export.json").is_file()
 
 
@@ -137,14 +137,14 @@ def test_mistakes_are_named(scored: Any, tmp_path: Path) -> None:
     assert "there is no run 'dm'" in scored("export dm --to npz", code=1).err
     project = scored.copy(tmp_path / "project")
     (project.runs("esp")[0] / "synthetic.safetensors").write_bytes(b"no")
-    assert "is not a readable" in project("export esp-digits --to npz", "--out", str(tmp_path / "x.npz"), code=1).err
+    assert "is not a readable" in project("export esp-digits --to npz", "--output", str(tmp_path / "x.npz"), code=1).err
     assert not (tmp_path / "x.npz").exists()
 
 
 def test_it_works_without_the_data_set(scored: Any, tmp_path: Path) -> None:
     project = scored.copy(tmp_path / "project")
     shutil.rmtree(project.home / "data")
-    project("export esp-digits --to npz", "--out", str(tmp_path / "x.npz"))
+    project("export esp-digits --to npz", "--output", str(tmp_path / "x.npz"))
     assert list(project.home.glob("data/*")) == []
 
 

@@ -216,7 +216,7 @@ def test_ls_and_importance(tuned: Any, tmp_path: Path) -> None:
 def test_the_plots_open(tuned: Any, tmp_path: Path) -> None:
     from PIL import Image
 
-    paths = [Path(path) for path in tuned(f"tune plot dm-digits-1 --out {tmp_path}", "--json").json]
+    paths = [Path(path) for path in tuned(f"tune plot dm-digits-1 --output {tmp_path}", "--json").json]
     assert paths[-1].name == "plots.html"
     assert {path.name for path in paths} >= {"history.png", "slice.png", "intermediate.png"}
     for path in paths[:-1]:
