@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +36,14 @@ class Compute:
     compile: bool
 
     def apply(self) -> torch.device:
-        """Set the threads of this process and return the device.
+        """Set the threads of this process, forget its peak of memory, and return the device.
 
         Raises:
             InputError: the device is not there.
         """
         device = _present(self.device)
         torch.set_num_threads(self.threads)
+        _forget_peak(device)
         return device
 
     def describe(self) -> dict[str, Any]:
@@ -85,9 +88,23 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has held, or on CUDA the most that tensors have held on the device."""
+    """Bytes: the most that this process has held, or on CUDA the most that tensors have held on the device.
+
+    It counts from the last `Compute.apply`; on a CPU elsewhere than on Linux, from the start of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _forget_peak(device: torch.device) -> None:
+    """One process may do many runs, and what an earlier one held is none of this one's cost."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

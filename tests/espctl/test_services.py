@@ -191,6 +191,16 @@ def test_a_device_that_is_not_there(name: str) -> None:
         compute.Compute(name, 1, 1, False).apply()
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_peak_memory_begins_with_the_work() -> None:
+    device = compute.Compute("cpu", 1, 512, False).apply()
+    before = compute.peak_memory(device)
+    held = bytearray(b"x" * 300_000_000)
+    assert compute.peak_memory(device) > before + 250e6
+    del held
+    assert compute.peak_memory(compute.Compute("cpu", 1, 512, False).apply()) < before + 150e6
+
+
 def test_peak_memory_is_that_of_this_process() -> None:
     assert 50e6 < compute.peak_memory(torch.device("cpu")) < 100e9
 
