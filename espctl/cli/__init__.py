@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from esp.errors import EspError, closest_hint
 from espctl import __version__, render
 from espctl.errors import ExpressionError, Interrupted, UsageError, exit_code, translate
+from espctl.jobs import signals
 
 # name -> "module:attribute" (a Typer application is a group, a function is a command), and one line of help
 COMMANDS = {
@@ -143,7 +144,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         width = max(24, min(100, typer.get_terminal_size().columns) - 2)  # Typer's own help is never below 50
         command = typer.main.get_command(app)
-        result = command.main(list(arguments), prog_name="espctl", standalone_mode=False, terminal_width=width)
+        with signals.stoppable():
+            result = command.main(list(arguments), prog_name="espctl", standalone_mode=False, terminal_width=width)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:  # `espctl runs list | head`: the reader has seen enough

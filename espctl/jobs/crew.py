@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from espctl.errors import Interrupted, RunError, translate
-from espctl.jobs import pool
+from espctl.jobs import pool, signals
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def _start(work: Callable[[T, pool.Report], None], item: T, workers: dict[Connec
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(work, item, theirs), daemon=True)
-    with pool.held():  # a worker starts with signals held back, and takes them once it can handle them
+    with signals.held():  # a worker starts with signals held back, and takes them once it can handle them
         process.start()
     theirs.close()  # else its end would stay open with this process, and its death would not be seen
     workers[ours] = process
@@ -114,18 +114,20 @@ def _live(work: Callable[[T, pool.Report], None], item: T, connection: Connectio
     """The life of a worker."""
 
     def report(event: pool.Event) -> None:
+        signals.check()
         try:
             connection.send(event)
         except OSError:  # whoever started this process is gone
             raise KeyboardInterrupt from None
 
-    for number in pool.SIGNALS:
-        signal.signal(number, pool.interrupt_once)
+    for number in signals.SIGNALS:
+        signal.signal(number, signals.interrupt_once)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     message: Any = None
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, pool.SIGNALS)
-        work(item, report)
+        with signals.stoppable():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+            work(item, report)
     except KeyboardInterrupt:
         message = Interrupted()
     except BaseException as error:

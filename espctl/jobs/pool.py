@@ -6,17 +6,17 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from espctl.errors import Interrupted
+from espctl.jobs import signals
 
 T = TypeVar("T")
 R = TypeVar("R")
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _events: Any = None
 
 
@@ -34,13 +34,13 @@ def run_all(work: Callable[[T, Report], R], items: Sequence[T], jobs: int, on_ev
     """
     if jobs <= 1 or len(items) <= 1:
         for item in items:
-            yield item, work(item, on_event)
+            yield item, work(item, partial(_report, on_event))
         return
     context = multiprocessing.get_context("spawn")
     events = context.SimpleQueue()  # what was put is there: an item's events arrive before its result does
     before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(jobs, len(items)), context, _begin, (events,)) as pool:
-        with held():  # workers start with signals held back, and take them only while they work
+        with signals.held():  # workers start with signals held back, and take them only while they work
             futures = {pool.submit(_call, work, item): item for item in items}
         try:
             yield from _collect(futures, events, on_event)
@@ -69,52 +69,24 @@ def _deliver(events: Any, on_event: Report) -> None:
 def _begin(events: Any) -> None:
     global _events
     _events = events
-    for number in SIGNALS:
-        signal.signal(number, interrupt_once)
+    for number in signals.SIGNALS:
+        signal.signal(number, signals.interrupt_once)
 
 
 def _call(work: Callable[[T, Report], R], item: T) -> R:
-    if signal.getsignal(signal.SIGTERM) is _heard:  # an item that was on its way when the work was stopped
+    if signal.getsignal(signal.SIGTERM) is signals.ignore:  # an item that was on its way when the work was stopped
         raise Interrupted
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return work(item, _events.put)
+        with signals.stoppable():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+            return work(item, partial(_report, _events.put))
     except KeyboardInterrupt as error:  # a worker must end with an exception that travels
         raise Interrupted from error
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
 
 
-@contextmanager
-def held() -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM wait; processes that it starts begin life with both held back."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def interrupt_once(*_: object) -> None:
-    """A worker hears of one Ctrl-C from the terminal and from its parent; the second must not stop it from saving."""
-    for number in SIGNALS:
-        signal.signal(number, _heard)
-    raise KeyboardInterrupt
-
-
-def _heard(*_: object) -> None:
-    """Do nothing. Unlike SIG_IGN, it does not make Python complain of a signal that arrived at the same moment."""
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Within the block SIGTERM interrupts like Ctrl-C, so that unfinished work is saved."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _report(on_event: Report, event: Event) -> None:
+    """Pass an event on, unless the work was asked to stop."""
+    signals.check()
+    on_event(event)

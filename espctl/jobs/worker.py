@@ -28,6 +28,7 @@ from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.trajectory import Experts, open_trajectory
 from espctl.errors import RunError
+from espctl.jobs import signals
 from espctl.jobs.compute import Compute, peak_memory
 
 Progress = Callable[[int, dict[str, float | str]], None]
@@ -160,7 +161,7 @@ class _Run:
     def advance(self, steps: Iterator[tuple[State, Metrics]], on_progress: Progress) -> None:
         """Go to the last step; log metrics, keep checkpoints."""
         try:
-            with _MetricsLog(self.folder / "metrics.jsonl") as log:
+            with signals.stoppable(), _MetricsLog(self.folder / "metrics.jsonl") as log:
                 self._follow(steps, log, on_progress)
         except KeyboardInterrupt:
             self._save()
@@ -174,6 +175,7 @@ class _Run:
         saved, spacing = time.monotonic(), max(1, self.total // LOGGED_STEPS)
         first, begun = int(self.state["step"]) if self.state else 0, saved
         for self.state, metrics in steps:
+            signals.check()
             done = int(self.state["step"])
             if metrics and (done % spacing == 0 or done == self.total):
                 values = {name: float(value) for name, value in metrics.items()}

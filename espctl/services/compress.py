@@ -16,7 +16,7 @@ from esp import artifact, condensed, files
 from esp.compression import BITS, Sizes
 from esp.errors import InputError
 from espctl.errors import RunError
-from espctl.jobs import pool, worker
+from espctl.jobs import signals, worker
 from espctl.services import provenance
 from espctl.services.project import Project, find_run, slug
 from espctl.store import runs as store_runs
@@ -58,7 +58,7 @@ def compress(project: Project, name: str, bits: int) -> Compressed:
     described, patch = describe(project, source, bits)
     folder = project.folder_of(described["id"])
     known = (folder / "request.json").is_file() and (folder / "outcome.json").is_file()
-    with pool.stoppable():
+    with signals.stoppable():
         if not known:
             make(project, described, patch, folder)
         record = store_runs.record_outcome(project.store, folder)

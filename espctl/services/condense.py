@@ -15,7 +15,7 @@ from esp.core import Method, Task
 from esp.data.dataset import OFFICIAL
 from esp.data.store import load as load_data
 from esp.data.zca import in_space, require_space
-from esp.errors import EspError, InputError, UnknownNameError
+from esp.errors import InputError, UnknownNameError
 from esp.methods import METHODS
 from esp.networks.flat import build as build_network
 from esp.parametrisation import Frame, options_of, parse_parametrisation
@@ -24,7 +24,7 @@ from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.trajectory import Experts
 from espctl.errors import Interrupted, RunError, translate
-from espctl.jobs import logs, pool, worker
+from espctl.jobs import logs, signals, worker
 from espctl.jobs.compute import resolve as resolve_compute
 from espctl.services import experts as expert_service
 from espctl.services import provenance
@@ -274,7 +274,7 @@ def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRe
         EspError: the run failed, and says why.
     """
     folder = project.folder_of(run)
-    with pool.stoppable():
+    with signals.stoppable():
         try:
             with worker.locked(folder):
                 if not _finished(folder):
@@ -287,12 +287,12 @@ def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRe
 
 def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
     store_runs.set_state(project.store, run, "running", started=datetime.now(UTC))
-    every, folder = project.settings.compute.checkpoint_every, project.folder_of(run)
-    asked = files.read_json(folder / "request.json")["request"]
+    settings, paths, folder = project.settings, project.paths, project.folder_of(run)
+    every, asked = settings.compute.checkpoint_every, files.read_json(folder / "request.json")["request"]
     try:
-        with logs.following(project.settings.logging, project.paths.logs, run, asked, on_progress) as follow:
-            worker.work(folder, project.paths.data, project.home, every, follow)
-    except (EspError, OSError, RuntimeError) as error:
+        with signals.stoppable(), logs.following(settings.logging, paths.logs, run, asked, on_progress) as follow:
+            worker.work(folder, paths.data, project.home, every, follow)
+    except Exception as error:
         store_runs.set_state(project.store, run, "failed", error=translate(error).message)
         raise
 

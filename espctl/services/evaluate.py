@@ -18,7 +18,7 @@ from esp.evaluation import Evaluator, Protocol, Score, require_rate
 from esp.networks.flat import build as build_network
 from esp.networks.flat import canonical_spec
 from espctl.errors import RunError
-from espctl.jobs import pool
+from espctl.jobs import pool, signals
 from espctl.jobs.compute import Compute, peak_memory, resolve
 from espctl.services import baselines
 from espctl.services.project import Project, find_run, slug
@@ -156,7 +156,7 @@ def score(project: Project, items: Sequence[Item], jobs: int, on_event: pool.Rep
 
     Events: {"run", "seed", "epoch"} after every epoch.
     """
-    with pool.stoppable():
+    with signals.stoppable():
         for item, result in pool.run_all(train, items, jobs, on_event):
             yield store_runs.record_evaluation(project.store, item.run, result)
 

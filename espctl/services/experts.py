@@ -22,7 +22,7 @@ from esp.spaces import NORMALISED
 from esp.training import Recipe
 from esp.trajectory import Trajectory, complaints, open_expert, open_trajectory
 from espctl.errors import RunError
-from espctl.jobs import pool
+from espctl.jobs import pool, signals
 from espctl.jobs.compute import Compute, resolve
 from espctl.services.project import Project, dataset_name, slug
 from espctl.store.experts import delete_experts, record_expert
@@ -149,7 +149,7 @@ def build(project: Project, items: Sequence[_Item], on_event: pool.Report) -> It
 
     Events: {"number", "epoch", "loss", "accuracy"} after every epoch.
     """
-    with pool.stoppable():
+    with signals.stoppable():
         for _, path in pool.run_all(train, items, project.settings.experts.jobs, on_event):
             record_expert(project.store, _record(project, path))
             yield describe(path)

@@ -16,7 +16,7 @@ from typing import Any
 from esp import files
 from esp.errors import EspError
 from espctl.errors import Interrupted, RunError, translate
-from espctl.jobs import logs, pool, worker
+from espctl.jobs import logs, pool, signals, worker
 from espctl.services import evaluate
 from espctl.services import experts as expert_service
 from espctl.services.pending import Item, item_of, missing, networks, prepared_experts, settings_of, with_experts
@@ -59,7 +59,7 @@ def carry_out(project: Project, made: Plan, on_progress: Progress, on_result: Ca
         Interrupted: the same call goes on.
     """
     course, beside = Course(), settings_of(project, made)
-    with pool.stoppable():
+    with signals.stoppable():
         try:
             stores = [_experts(beside, made, work, course, on_progress, on_result) for work in made.experts]
             items = _items(beside, made, stores, course)

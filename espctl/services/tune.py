@@ -15,7 +15,7 @@ from esp.parametrisation import Frame
 from esp.parametrisation import build as build_parametrisation
 from espctl import settings as configuration
 from espctl.errors import Interrupted, RunError, UsageError
-from espctl.jobs import crew, pool
+from espctl.jobs import crew, pool, signals
 from espctl.services import condense, studies, trial
 from espctl.services.project import Project, dataset_name, slug
 from espctl.services.protocols import find as find_protocol
@@ -120,7 +120,7 @@ def run(project: Project, prepared: Prepared, on_event: pool.Report) -> studies.
         on_event(event)
 
     line = f"espctl tune --study {study.name} --trials {work.goal} --jobs {prepared.jobs}"
-    with pool.stoppable(), _refreshed(project, study):
+    with signals.stoppable(), _refreshed(project, study):
         try:
             crew.run(trial.attend, work, prepared.jobs, hear)
         except (KeyboardInterrupt, Interrupted):

@@ -112,9 +112,9 @@ def test_an_interrupt_reaches_every_process_and_leaves_no_traceback(
     folder.mkdir()
     code = f"""
 import work_of_a_test
-from espctl.jobs import pool
+from espctl.jobs import pool, signals
 if __name__ == "__main__":
-    with pool.stoppable():
+    with signals.stoppable():
         try:
             list(pool.run_all(work_of_a_test.endless, [{str(folder)!r}] * 3, 2, print))
         except (KeyboardInterrupt, pool.Interrupted):

@@ -1,0 +1,83 @@
+"""An interrupt is an interrupt, whatever a library makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+
+from espctl.errors import Interrupted
+from espctl.jobs import pool, signals
+
+
+class Storage:
+    """A sequence whose items are asked by C code, at which moment the signal arrives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> float:
+        os.kill(os.getpid(), self.number)
+        return 0.0
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_what_torch_makes_of_an_interrupt_is_an_interrupt(number: int) -> None:
+    before = [signal.getsignal(one) for one in signals.SIGNALS]
+    with pytest.raises(KeyboardInterrupt) as caught, signals.stoppable():
+        torch.tensor(Storage(number))
+    assert isinstance(caught.value.__cause__, ValueError), (
+        "torch has learnt to pass it on: the test needs another place"
+    )
+    assert [signal.getsignal(one) for one in signals.SIGNALS] == before
+
+
+def test_an_interrupt_that_was_dropped_is_raised_at_the_next_event() -> None:
+    def work(item: int, report: pool.Report) -> int:
+        with contextlib.suppress(KeyboardInterrupt):  # as a callback of C code does
+            os.kill(os.getpid(), signal.SIGINT)
+        report({"item": item})
+        return item
+
+    heard: list[Any] = []
+    with pytest.raises(KeyboardInterrupt), signals.stoppable():
+        list(pool.run_all(work, [1, 2], 1, heard.append))
+    assert heard == []
+
+
+def test_the_next_block_knows_nothing_of_an_earlier_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), signals.stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with signals.stoppable():
+        signals.check()
+    with pytest.raises(ValueError, match="of its own"), signals.stoppable():
+        raise ValueError("of its own")
+
+
+def test_a_sentence_that_says_how_to_go_on_is_kept() -> None:
+    def stop() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise Interrupted("go on with: this") from None
+
+    with pytest.raises(Interrupted, match="interrupted") as caught, signals.stoppable():
+        stop()
+    assert caught.value.hint == "go on with: this"
+
+
+def test_blocks_may_be_nested() -> None:
+    with pytest.raises(KeyboardInterrupt), signals.stoppable(), signals.stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with signals.stoppable():
+        with signals.stoppable():
+            pass
+        assert signal.getsignal(signal.SIGTERM) is signals.interrupt
+    assert signal.getsignal(signal.SIGTERM) is not signals.interrupt
