@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espctl.cli import options
+from espctl.cli import options, outcome
 
 DatasetName = Annotated[
     str | None,
@@ -88,8 +88,6 @@ def condense(
     Without --set a method has the options of its preset: `espctl methods show METHOD -d NAME --ipc N` lists them.
     Change one with --set, for example --set steps=2000 --set beta=1e-4.
     """
-    from espctl.errors import UsageError
-    from espctl.services import condense as service
     from espctl.services.project import Project
 
     flags = {
@@ -103,20 +101,10 @@ def condense(
         **options.output_flags(home, json, quiet),
     }
     project = Project.open(flags)
-    if resume and dry_run:
-        raise UsageError("--dry-run is about a new run, not about --resume", "leave out one of the two")
     if resume:
-        run, steps = service.steps_of(project, resume)
-        _carry_out(project, run, steps, lambda on_progress: service.resume(project, run, on_progress))
+        _resume(project, resume, dry_run)
         return
-    if from_study:
-        project, request = _best(project, from_study, dataset, ipc, method, network)
-    elif dataset is None or ipc is None:
-        raise UsageError(
-            "condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN"
-        )
-    else:
-        request = service.Request(dataset, ipc, {}, preset=preset)
+    project, request = _request(project, dataset, ipc, method, network, preset, from_study)
     request = replace(
         request,
         options={**request.options, **options.pairs(set_ or [])},
@@ -129,13 +117,46 @@ def condense(
         from espctl.cli import dry_run as estimate
 
         estimate.condensation(project, request)
-        return
+    else:
+        _make(project, request, again)
+
+
+def _resume(project: Any, name: str, dry_run: bool) -> None:
+    from espctl.errors import UsageError
+    from espctl.services import condense as service
+
+    if dry_run:
+        raise UsageError("--dry-run is about a new run, not about --resume", "leave out one of the two")
+    run, steps = service.steps_of(project, name)
+    _carry_out(project, run, steps, lambda on_progress: service.resume(project, run, on_progress))
+
+
+def _make(project: Any, request: Any, again: bool) -> None:
+    from espctl.services import condense as service
+
     prepared = service.prepare(project, request)
     known = service.existing(project, prepared)
     if known and not again:
         _known(project, known)
         return
     _carry_out(project, prepared.run, prepared.steps, lambda on_progress: service.start(project, prepared, on_progress))
+
+
+def _request(
+    project: Any, dataset: str | None, ipc: int | None, method: str | None, network: str | None, preset: str,
+    study: str | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """What is asked for, without the options of the command line, and the project with the settings that it needs."""
+    from espctl.errors import UsageError
+    from espctl.services import condense as service
+
+    if study:
+        return _best(project, study, dataset, ipc, method, network)
+    if dataset is None or ipc is None:
+        raise UsageError(
+            "condense needs a data set and a number of images per class", "give --dataset NAME --ipc N, or --resume RUN"
+        )
+    return project, service.Request(dataset, ipc, {}, preset=preset)
 
 
 def _best(
@@ -170,7 +191,7 @@ def _known(project: Any, run: Any) -> None:
             f"go on: espctl condense --resume {run.id}; or start afresh with --again",
         )
     render.note(f"{run.id} has done exactly this already; --again repeats it", project.settings.output.quiet)
-    _show(project, run)
+    outcome.show(project, run)
 
 
 def _carry_out(project: Any, run: str, steps: int, work: Any) -> None:
@@ -178,39 +199,6 @@ def _carry_out(project: Any, run: str, steps: int, work: Any) -> None:
 
     output, begun = project.settings.output, time.monotonic()
     with render.Progress(steps, run, output.quiet) as progress:
-        record = work(lambda done, values: progress.update(done, **_shown(values)))
+        record = work(lambda done, values: progress.update(done, **outcome.metrics(values)))
     render.note(f"{record.id}: finished in {render.duration(time.monotonic() - begun)}", output.quiet)
-    _show(project, record)
-
-
-def _shown(values: dict[str, Any]) -> dict[str, Any]:
-    """Metrics and cost, what matters most first, for the end of the line is cut on a narrow screen."""
-    first = [name for name in ("loss", "images/s", "memory") if name in values]
-    return {name: values[name] for name in [*first, *(name for name in values if name not in first)]}
-
-
-def _show(project: Any, run: Any) -> None:
-    from espctl import render
-
-    if project.settings.output.json:
-        render.emit_json(run)
-        return
-    render.record(
-        {
-            "run": run.id,
-            "method": run.method,
-            "preset": run.preset,
-            "data set": f"{run.dataset}, {run.ipc} per class",
-            "network": run.network,
-            "stored": f"{run.parametrisation}, {run.stored_numbers:,} of {run.budget_numbers:,} numbers{_over(run)}",
-            "seconds": run.seconds,
-            "peak memory": f"{run.peak_memory_bytes / 1e6:,.0f} MB",
-            "folder": render.path(project.home / run.folder),
-        }
-    )
-
-
-def _over(run: Any) -> str:
-    """Only label rows can go beyond the budget: everything else is refused before the run."""
-    beyond = run.stored_numbers - run.budget_numbers
-    return f", {beyond:,} over the budget by learned labels" if beyond > 0 else ""
+    outcome.show(project, record)

@@ -8,25 +8,28 @@ import typer
 
 from espctl.cli import options
 
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Networks to train, seeds 0, 1, ...")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")]
+Select = Annotated[
+    str | None, typer.Option("--select", metavar="HOW", help="last, or held-out: choose on training images.")
+]
+Rates = Annotated[list[float] | None, typer.Option("--lr", help="Learning rates to choose among; may be repeated.")]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Score random selection and herding of equal size too.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")]
+
 
 def evaluate(
     run: options.RunArgument,
     protocol: options.Protocol = None,
     network: options.Network = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Networks to train, seeds 0, 1, ...")] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option("--select", metavar="HOW", help="last, or held-out: choose on training images.")
-    ] = None,
-    lr: Annotated[
-        list[float] | None, typer.Option("--lr", help="Learning rates to choose among; may be repeated.")
-    ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Score random selection and herding of equal size too.")
-    ] = True,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")] = 1,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    select: Select = None,
+    lr: Rates = None,
+    baseline: Baseline = True,
+    jobs: Jobs = 1,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
@@ -59,8 +62,21 @@ def evaluate(
     output = project.settings.output
     if baseline and len(runs) == 1 and not runs[0].startswith("random-"):
         render.note("no baseline: a random selection has no learned learning rate", output.quiet or output.json)
+    _train(project, service, runs[0], items, jobs)
+    found = service.scored(project, runs, ask)
+    if output.json:
+        render.emit_json(found)
+    else:
+        _show(found, ask.protocol(project).select == "held-out")
+
+
+def _train(project: Any, service: Any, run: str, items: Any, jobs: int) -> None:
+    """Train the networks that are missing, with a bar and a line for each that is done."""
+    from espctl import render
+
+    output = project.settings.output
     done: dict[tuple[str, int], int] = {}
-    with render.Progress(sum(item.epochs for item in items), f"evaluate {runs[0]}", output.quiet) as progress:
+    with render.Progress(sum(item.epochs for item in items), f"evaluate {run}", output.quiet) as progress:
 
         def on_event(event: dict[str, Any]) -> None:
             done[event["run"], event["seed"]] = event["epoch"]
@@ -68,11 +84,13 @@ def evaluate(
 
         for record in service.score(project, items, jobs, on_event):
             render.note(f"{record.run_id} seed {record.seed}: {record.accuracy:.2%}", output.quiet or output.json)
-    found = service.scored(project, runs, ask)
-    if output.json:
-        render.emit_json(found)
-        return
-    title, selects = f"{found[0].network}, protocol {found[0].protocol}", ask.protocol(project).select == "held-out"
+
+
+def _show(found: Any, selects: bool) -> None:
+    """The scores as a table; `selects` says that the epoch was chosen on held-out images."""
+    from espctl import render
+
+    title = f"{found[0].network}, protocol {found[0].protocol}"
     rows = [(s.run, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd)) for s in found]
     if selects:
         render.table(("run", "accuracy %", "n"), [row[:3] for row in rows], title)

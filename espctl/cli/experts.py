@@ -14,20 +14,30 @@ app = typer.Typer()
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A folder below the experts folder.")]
 
 
+Count = Annotated[int | None, typer.Option("--count", "-c", min=1, help="How many experts there shall be.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", "-e", min=1, help="Epochs of each.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate of plain SGD.")]
+Type = Annotated[str | None, typer.Option(metavar="NAME", help="Stored as float32 or bfloat16.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Experts trained at the same time.")]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="Of all experts of the store.")]
+HeldOut = Annotated[
+    float | None, typer.Option("--held-out", help="Leave out this fraction of the training images, for tune.")
+]
+
+
 @app.command()
 def build(
     dataset: options.DatasetOption,
-    count: Annotated[int | None, typer.Option("--count", "-c", min=1, help="How many experts there shall be.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", min=1, help="Epochs of each.")] = None,
+    count: Count = None,
+    epochs: Epochs = None,
     network: options.Network = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of plain SGD.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="Stored as float32 or bfloat16.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Experts trained at the same time.")] = None,
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of all experts of the store.")] = 0,
-    held_out: Annotated[
-        float | None, typer.Option("--held-out", help="Leave out this fraction of the training images, for tune.")
-    ] = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    dtype: Type = None,
+    jobs: Jobs = None,
+    seed: Seed = 0,
+    held_out: HeldOut = None,
     space: options.Space = None,
     dry_run: options.DryRun = False,
     device: options.Device = None,
@@ -61,11 +71,24 @@ def build(
         estimate.experts(project, request)
         return
     plan, items = experts.prepare(project, request)
-    output, total = project.settings.output, project.settings.experts.epochs
     if items:
         there = f"{len(plan.finished)} there, " if plan.finished else ""
-        render.note(f"{plan.store}: {there}{len(items)} to train, {plan.bytes / 1e6:.1f} MB", output.quiet)
-    made = []
+        said = f"{plan.store}: {there}{len(items)} to train, {plan.bytes / 1e6:.1f} MB"
+        render.note(said, project.settings.output.quiet)
+    made = _train(project, items)
+    everything = [e for e in experts.listing(project) if e.path.parent == plan.folder]
+    if project.settings.output.json:
+        render.emit_json({"store": plan.store, "trained": len(made), "experts": everything})
+    else:
+        _table(everything)
+
+
+def _train(project: Any, items: Any) -> list[Any]:
+    """Train the experts that are missing, with a bar."""
+    from espctl import render
+    from espctl.services import experts
+
+    output, total, made = project.settings.output, project.settings.experts.epochs, []
     with render.Progress(len(items) * total, "experts", output.quiet) as progress:
         epochs_done: dict[int, int] = {}
 
@@ -77,11 +100,7 @@ def build(
 
         for expert in experts.build(project, items, on_event):
             made.append(expert)
-    everything = [e for e in experts.listing(project) if e.path.parent == plan.folder]
-    if output.json:
-        render.emit_json({"store": plan.store, "trained": len(made), "experts": everything})
-    else:
-        _table(everything)
+    return made
 
 
 @app.command("ls")

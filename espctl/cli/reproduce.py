@@ -25,6 +25,11 @@ Budget = Annotated[
 Level = Annotated[
     str | None, typer.Option("--preset", metavar="NAME", help="paper or quick; else the best that fits the budget.")
 ]
+Ipc = Annotated[int | None, typer.Option("--ipc", min=1, help="Only this budget of images per class.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Networks that score a set.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Replan = Annotated[bool, typer.Option("--replan", help="Measure and plan again; finished runs count again.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Cells at the same time; 0: one for each core.")]
 NOTES = (
     "Accuracy in percent after the last epoch, mean ± standard deviation over n networks. ",
     "Verdict: the difference to the published value in standard deviations of that difference. ",
@@ -37,18 +42,16 @@ NOTES = (
 def reproduce(
     table: Table,
     dataset: DatasetName = None,
-    ipc: Annotated[int | None, typer.Option("--ipc", min=1, help="Only this budget of images per class.")] = None,
+    ipc: Ipc = None,
     method: Methods = None,
     budget: Budget = None,
     preset: Level = None,
     network: options.Network = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Networks that score a set.")] = None,
+    seeds: Seeds = None,
     seed: options.Seed = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    replan: Annotated[
-        bool, typer.Option("--replan", help="Measure and plan again; finished runs count again.")
-    ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Cells at the same time; 0: one for each core.")] = 0,
+    dry_run: DryRun = False,
+    replan: Replan = False,
+    jobs: Jobs = 0,
     device: options.Device = None,
     threads: options.Threads = None,
     home: options.Home = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espctl.cli import options
+from espctl.cli import options, outcome
 
 
 def rerun(
@@ -22,7 +22,6 @@ def rerun(
     program and machine.
     """
     from espctl import render
-    from espctl.cli.condense import _show, _shown
     from espctl.services import rerun as service
     from espctl.services.project import Project
 
@@ -32,14 +31,14 @@ def rerun(
     with render.Progress(steps, f"repeat {record.id}", output.quiet) as progress:
 
         def on_progress(done: int, values: dict[str, Any]) -> None:
-            progress.update(done, **_shown(values))
+            progress.update(done, **outcome.metrics(values))
 
         if not check:
             repeated = service.repeat(project, record, on_progress)
         else:
             found = service.check(project, record, on_progress)
     if not check:
-        _show(project, repeated)
+        outcome.show(project, repeated)
         return
     if output.json:
         render.emit_json(found)

@@ -58,10 +58,7 @@ def tune(
     jobs: Jobs = None,
     space: Space = None,
     set_: condense.Set = None,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", metavar="NAME", help="paper or quick.", autocompletion=options.complete_preset),
-    ] = None,
+    preset: Preset = None,
     network: options.Network = None,
     parametrisation: condense.Parametrisation = None,
     seed: options.Seed = None,
@@ -93,27 +90,12 @@ def tune(
     flags = {"compute.chunk": chunk, **options.compute_flags(device, threads, compile)}
     project = Project.open({**flags, **options.output_flags(home, json, quiet)})
     asked = service.Asked(
-        study=study,
-        dataset=dataset,
-        ipc=ipc,
-        method=method,
-        preset=preset,
-        network=network,
-        parametrisation=parametrisation,
-        seed=seed,
-        experts=experts,
-        expert_count=expert_count,
-        options=options.pairs(set_) if set_ else None,
-        space=space or None,
-        held_out=held_out,
-        protocol=protocol,
-        epochs=epochs,
-        seeds=seeds,
-        pruner=pruner,
-        trials=trials,
-        jobs=jobs,
+        study=study, dataset=dataset, ipc=ipc, method=method, preset=preset, network=network,
+        parametrisation=parametrisation, seed=seed, experts=experts, expert_count=expert_count,
+        options=options.pairs(set_) if set_ else None, space=space or None, held_out=held_out,
+        protocol=protocol, epochs=epochs, seeds=seeds, pruner=pruner, trials=trials, jobs=jobs,
         timeout=None if timeout is None else seconds(timeout),
-    )
+    )  # fmt: skip
     _work(project, service, asked)
 
 
