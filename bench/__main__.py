@@ -1,6 +1,8 @@
 """Run the bench, and write `DATE-DEVICE-COMMIT-bench.json` and `bench-SIZE.md` into a folder.
 
 python -m bench [PART ...] [--size cpu|cuda|rehearsal] [--output results]
+
+Parts that are named replace their rows in the file of the same day, device, commit and size; the others stay.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,6 +24,7 @@ import torch
 from bench import listings, segments, step, training, unrolled
 from bench.measure import Row
 from bench.setting import SIZES, Size
+from esp import files
 
 PARTS: dict[str, Callable[[Size, torch.device], Any]] = {
     "step": step.run,
@@ -40,34 +45,53 @@ def main() -> None:
     if unknown := [part for part in chosen.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: choose of {', '.join(PARTS)}")
     size, device = SIZES[chosen.size], torch.device("cuda" if chosen.size == "cuda" else "cpu")
-    rows: list[Row] = []
-    points: list[dict[str, Any]] = []
+    facts = _facts(size, device)
+    path = chosen.output / f"{facts['date']}-{device.type}-{facts['commit']}-bench.json"
+    rows, points = _before(path, size, chosen.parts or list(PARTS))
     for part in chosen.parts or PARTS:
+        begun = time.monotonic()
         found = PARTS[part](size, device)
         if isinstance(found, tuple):
             points += found[1]
             found = found[0]
-        rows += found
+        rows[part] = found
         print("\n".join(_line(row) for row in found), flush=True)
-        _write(chosen.output, size, device, rows, points)  # after every part: a later one may be cut off
+        print(f"{part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        _write(path, facts, rows, points)  # after every part: a later one may be cut off
 
 
-def _write(folder: Path, size: Size, device: torch.device, rows: list[Row], points: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _facts(size: Size, device: torch.device) -> dict[str, Any]:
+    """When, where and of what it is measured."""
     commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "esp", "espctl") else "")
-    day = datetime.now(UTC).date().isoformat()
-    facts = {
-        "date": day, "device": _device(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "commit": commit, "size": size.name,
+    return {
+        "date": datetime.now(UTC).date().isoformat(), "device": _device(device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "python": platform.python_version(), "commit": commit, "size": size.name,
     }  # fmt: skip
-    body = {**facts, "rows": [{**asdict(row), "reached": row.reached} for row in rows], "figure7": points}
-    text = json.dumps(body, indent=1) + "\n"
-    (folder / f"{day}-{device.type}-{commit}-bench.json").write_text(text, encoding="utf-8")
+
+
+def _before(path: Path, size: Size, parts: list[str]) -> tuple[dict[str, list[Row]], list[dict[str, Any]]]:
+    """Rows by part, and points, that an earlier call has written and that are not measured again."""
+    body = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows: dict[str, list[Row]] = {}
+    if body.get("size") != size.name:
+        return rows, []
+    for entry in body["rows"]:
+        part = entry.pop("measured_by")
+        entry.pop("reached")
+        if part not in parts:
+            rows.setdefault(part, []).append(Row(**entry))
+    return rows, body["figure7"] if "unrolled" not in parts else []
+
+
+def _write(path: Path, facts: dict[str, Any], rows: dict[str, list[Row]], points: list[dict[str, Any]]) -> None:
+    ordered = [(part, row) for part in PARTS for row in rows.get(part, ())]
+    told = [{**asdict(row), "reached": row.reached, "measured_by": part} for part, row in ordered]
+    files.write_text(path, json.dumps({**facts, "rows": told, "figure7": points}, indent=1) + "\n")
     head = "| part | what | against | ours | other | ratio (range) | target | reached | measured on |"
-    lines = [head, "| --- " * 9 + "|", *(_line(row) for row in rows), ""]
+    lines = [head, "| --- " * 9 + "|", *(_line(row) for _, row in ordered), ""]
     lines.append("Measured on " + ", ".join(f"{key} {value}" for key, value in facts.items()) + ".")
     lines.append("A ratio is the median of ours / other over pairs taken by turns, its range in parentheses.")
-    (folder / f"bench-{size.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write_text(path.parent / f"bench-{facts['size']}.md", "\n".join(lines) + "\n")
 
 
 def _line(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import torch
 
-from bench.measure import Row, isolated, plain_row, resident, row_of
-from bench.setting import Size
+from bench.measure import Row, isolated, pairs, plain_row, resident, row_of
+from bench.setting import Size, task
 from esp import artifact
 from esp.networks.flat import build as build_network
+from esp.rng import Key
 from esp.trajectory import open_trajectory
 
 EPOCHS, LENGTH = 50, 10
+USED = 10
 
 
 def run(size: Size, device: torch.device) -> list[Row]:
@@ -30,6 +33,7 @@ def run(size: Size, device: torch.device) -> list[Row]:
         setting = f"{LENGTH + 1} of {EPOCHS + 1} snapshots of convnet3, verified; a store of {gigabytes:.0f} GB"
         found = isolated(_segments, folder, count)
         loading = [isolated(_load, folder / "buffer.pt") for _ in range(3)]
+        beside = _beside(folder / "beside", size, device)
     cold, warm, grown = found
     rival = "a pickled buffer of 10 experts, loaded"
     return [
@@ -38,7 +42,34 @@ def run(size: Size, device: torch.device) -> list[Row]:
         row_of("reading", "a segment", rival, "s", [(warm[i], loading[i][0]) for i in range(3)], None, setting),
         row_of("reading", "memory held after 100 segments of 100 experts", rival, "B",
                [(max(grown, 4096), loading[i][1]) for i in range(3)], 0.01, setting),
+        beside,
     ]  # fmt: skip
+
+
+def _beside(folder: Path, size: Size, device: torch.device) -> Row:
+    """Whether it pays to prepare the next segment in a thread while this one is used."""
+    folder.mkdir()
+    made = task(folder, size.network, "pixels", 1, size.chunk, device, False)
+    assert made.experts is not None
+    experts, theta = made.experts, made.network.init(Key(0)).to(device)
+    images = torch.randn(size.chunk, *made.data.shape).to(device)
+    targets = torch.nn.functional.one_hot(torch.arange(size.chunk) % 10, 10).to(images)
+    starts = itertools.count()
+
+    def walk(ahead: bool) -> None:
+        start = next(starts) % 40
+        if ahead:
+            experts.prepare(0, start, LENGTH, device)
+        for _ in range(USED):
+            made.derivatives().parameter_gradient(theta, images, targets)
+        experts.segment(0, start, LENGTH, device)
+
+    return pairs(
+        "reading", f"{USED} passes and the next segment, prepared beside them", lambda: walk(True),
+        "prepared after them", lambda: walk(False), device, size.repeats, None,
+        f"{size.network}, passes over {size.chunk} images, {torch.get_num_threads()} threads; "
+        "ESP prepares beside on CUDA alone",
+    )  # fmt: skip
 
 
 def _store(folder: Path, parameters: int, count: int) -> None:

@@ -32,6 +32,7 @@ class Size:
         real_batch: real images per class and step.
         unrolled_ipc, unrolled_steps: settings of the comparison with MTT.
         experts: experts of the comparison (how many, training images, epochs).
+        larger_ipc: budgets, beside 1, that a step is timed at.
     """
 
     name: str
@@ -43,14 +44,15 @@ class Size:
     unrolled_ipc: tuple[int, ...]
     unrolled_steps: tuple[int, ...]
     experts: tuple[int, int, int]
+    larger_ipc: tuple[int, ...]
 
 
 SIZES = {
-    "rehearsal": Size("rehearsal", "convnet3,width=8", "convnet3,width=8", 64, 2, 8, (1,), (1, 2), (2, 256, 1)),
+    "rehearsal": Size("rehearsal", "convnet3,width=8", "convnet3,width=8", 64, 2, 8, (1,), (1, 2), (2, 256, 1), ()),
     "cpu": Size(
-        "cpu", "convnet3", "convnet3,width=32", 64, 7, 256, (1, 10, 50), (1, 10, 30, 50), (4, 2_000, 2)
+        "cpu", "convnet3", "convnet3,width=32", 64, 7, 256, (1, 10, 50), (1, 10, 30, 50), (4, 2_000, 2), (10,)
     ),
-    "cuda": Size("cuda", "convnet3", "convnet3", 512, 15, 256, (1, 10, 50), (1, 10, 30, 50), (16, 50_000, 2)),
+    "cuda": Size("cuda", "convnet3", "convnet3", 512, 15, 256, (1, 10, 50), (1, 10, 30, 50), (16, 50_000, 2), (10, 50)),
 }  # fmt: skip
 
 

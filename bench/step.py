@@ -21,7 +21,8 @@ from esp.rng import Key
 def run(size: Size, device: torch.device) -> list[Row]:
     """The rows of this part."""
     with tempfile.TemporaryDirectory() as folder:
-        return [*_times(Path(folder), size, device), *_memory(size, device)]
+        times = [*_times(Path(folder), size, device), *_larger(Path(folder), size, device)]
+    return [*times, *_memory(size, device)]
 
 
 def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
@@ -29,6 +30,7 @@ def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
     for compiled in (True, False):
         made = task(folder, size.network, "latent", 1, size.chunk, device, compiled)
         how = "compiled" if compiled else "eager"
+        repeats = size.repeats if compiled else min(3, size.repeats)
         count = len(made.labels)
         setting = f"{size.network}, {count} images decoded at ipc 1, chunks of {size.chunk}, {how}"
         plain = _plain(made)
@@ -36,18 +38,31 @@ def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
         whole = _stepper(made, ESP(inner_loss="ce", real_batch=size.real_batch))
         one = pairs(
             "step", "ESP step on the synthetic set", alone, "a training step on the same images", plain, device,
-            size.repeats, 3.0 if compiled else None, setting,
+            repeats, 3.0 if compiled else None, setting,
         )  # fmt: skip
         real = f"{size.real_batch} real images per class"
         rows += [
             one,
             pairs("step", f"ESP step with L_DM on {real}", whole, "a training step on the synthetic images alone",
-                  plain, device, size.repeats, None, setting),
+                  plain, device, repeats, None, setting),
         ]  # fmt: skip
         mixed, double = _both_derivatives(made)
         rows.append(
             pairs("step", f"reverse over forward, {how}", mixed, "double backward, eager", double, device,
-                  size.repeats, 0.4 if compiled else None, f"{size.network}, one chunk of {size.chunk} images"),
+                  repeats, 0.4 if compiled else None, f"{size.network}, one chunk of {size.chunk} images"),
+        )  # fmt: skip
+    return rows
+
+
+def _larger(folder: Path, size: Size, device: torch.device) -> list[Row]:
+    """The same ratio for larger sets, through the narrow network."""
+    rows = []
+    for ipc in size.larger_ipc:
+        made = task(folder, size.narrow, "latent", ipc, size.chunk, device, False)
+        setting = f"{size.narrow}, {len(made.labels):,} images decoded at ipc {ipc}, chunks of {size.chunk}, eager"
+        rows.append(
+            pairs("step", f"ESP step on the synthetic set, ipc {ipc}", _stepper(made, ESP(dm=0.0, inner_loss="ce")),
+                  "a training step on the same images", _plain(made), device, min(3, size.repeats), None, setting),
         )  # fmt: skip
     return rows
 
@@ -111,13 +126,14 @@ def _memory(size: Size, device: torch.device) -> list[Row]:
     name, network = str(device), size.narrow
     plain = [isolated(_peak_plain, network, size.chunk, name) for _ in range(3)]
     one = [isolated(_peak_step, network, 1, size.chunk, name, 1) for _ in range(3)]
-    fifty = [isolated(_peak_step, network, 50, size.chunk, name, 1)]
+    ten, fifty = (isolated(_peak_step, network, ipc, size.chunk, name, 1) for ipc in (10, 50))
     long = [isolated(_peak_step, network, 1, size.chunk, name, 50)]
     setting = f"{network}, chunks of {size.chunk}, eager"
     return [
         row_of("memory", "peak of an ESP step, ipc 1", "a training step on one chunk", "B",
                list(zip(one, plain, strict=True)), 1.5, setting),
-        row_of("memory", "peak of an ESP step, ipc 50", "of one at ipc 1", "B", [(fifty[0], one[0])], 1.15, setting),
+        row_of("memory", "peak of an ESP step, ipc 10", "of one at ipc 1", "B", [(ten, one[0])], 1.15, setting),
+        row_of("memory", "peak of an ESP step, ipc 50", "of one at ipc 1", "B", [(fifty, one[0])], 1.15, setting),
         row_of("memory", "peak over 50 inner steps", "over 1", "B", [(long[0], one[0])], 1.05, setting),
         plain_row("memory", "peak of a training step on one chunk", "B", [float(x) for x in plain], None, setting),
     ]  # fmt: skip

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], by_
     }
     body = {"format": FORMAT, "meta": dict(meta), "digests": digests}
     digest = sha256(canonical(body))
-    with aside(path) as temporary:
+    with aside(path) as temporary, _told_by_errno(path):
         save_file(held, temporary, metadata={"esp": canonical({**body, "digest": digest})})
     return digest
 
@@ -124,6 +126,17 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
+def _told_by_errno(path: Path) -> Iterator[None]:
+    """What safetensors only writes into a sentence, such as a full disk, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file and its verified header."""
     if not path.is_file():
@@ -143,8 +156,10 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} was not written by this program", "give a file that espctl made") from error
     if version != FORMAT:
+        made = f", {body['program']!s:.40}," if "program" in body else ""  # which every later format is to say
         raise ArtifactError(
-            f"{path} has format {version}, this program reads {FORMAT}", "use the version that wrote it"
+            f"{path} has format {version!r:.20}, this program reads {FORMAT}",
+            f"use the version that wrote it{made} or a newer one",
         )
     if not exact or digest != sha256(canonical(body)):
         raise ArtifactError(f"{path}: the checksum of its header does not match", DAMAGED)

@@ -9,7 +9,7 @@ depends on the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from esp.errors import UnknownNameError
+from esp.parts import is_part
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """All operations, as the field writes them for CIFAR."""
@@ -72,6 +73,7 @@ def draw_sequence(names: tuple[str, ...], groups: int, generator: torch.Generato
     return tuple(stages)
 
 
+@is_part("augmentation")
 def apply(draw: Draw, images: Tensor, group: Tensor | None = None) -> Tensor:
     """Augment images [n, c, h, w]; `group` [n] says which group each belongs to (default: sample i is group i).
 
@@ -84,6 +86,39 @@ def apply(draw: Draw, images: Tensor, group: Tensor | None = None) -> Tensor:
             operation, uniform = operation[group], uniform[group]
         images = _apply_stage(operation, uniform.to(images), images)
     return images
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; to a GPU through pinned memory, so that nobody waits for what it is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def apply_each(draws: Sequence[Draw], images: Tensor) -> Tensor:
+    """Augment the batches of several networks, images [k, n, c, h, w], each by its own draw.
+
+    To the bit what `apply` does to each of them, without a look at the device: operations are picked on the host.
+
+    Args:
+        draws: one for each network, of `draw_single(shared=True)` or `draw_sequence`: one operation a stage.
+    """
+    stages = list(zip(*draws, strict=True))
+    if not stages:
+        return images
+    drawn = torch.stack([torch.stack([one.uniform for one in stage]) for stage in stages])
+    for stage, uniform in zip(stages, send(drawn.to(images.dtype), images.device), strict=True):
+        images = _apply_each([int(one.operation[0]) for one in stage], uniform, images)
+    return images
+
+
+def _apply_each(operations: Sequence[int], uniform: Tensor, images: Tensor) -> Tensor:
+    """One stage: an operation for each network, uniform [k, n, 3], images [k, n, c, h, w]."""
+    functions = list(OPERATIONS.values())
+    done: dict[int, Tensor] = {}
+    for index in sorted(set(operations)):
+        members = [member for member, operation in enumerate(operations) if operation == index]
+        x, u = (torch.cat([tensor[member] for member in members]) for tensor in (images, uniform))
+        done.update(zip(members, torch.split(functions[index](x, u), images.shape[1]), strict=True))
+    return torch.stack([done[member] for member in range(len(operations))])
 
 
 def _apply_stage(operation: Tensor, uniform: Tensor, images: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ and the screen.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -21,9 +21,11 @@ from esp.data.dataset import Dataset
 from esp.derivatives import Derivatives
 from esp.divergence import Watch
 from esp.errors import DivergedError, InputError
+from esp.memory import fitted
 from esp.networks.flat import Network
 from esp.optim import Tensors, below
 from esp.parametrisation import Parametrisation, labels
+from esp.parts import is_part
 from esp.rng import Key
 from esp.training import Recipe, Trainer
 from esp.trajectory import Experts
@@ -119,10 +121,17 @@ class Task:
         """The task whose network looks through statistics [b]; it shares compiled programs with this one."""
         if not self.network.statistics:
             return self
+        return self._with("network", self.network.freeze(statistics))
+
+    def chunked(self, chunk: int) -> Task:
+        """The task with another `chunk`; it shares compiled programs with this one."""
+        return self if chunk == self.chunk else self._with("chunk", chunk)
+
+    def _with(self, name: str, value: object) -> Task:
         _ = self._derivatives, self._trainers  # made now, so that the copy has the same
-        frozen = copy.copy(self)
-        object.__setattr__(frozen, "network", self.network.freeze(statistics))
-        return frozen
+        other = copy.copy(self)
+        object.__setattr__(other, name, value)
+        return other
 
     def operations(self, strategy: str) -> tuple[str, ...]:
         """The augmentations of a strategy string that keep the labels of this data set."""
@@ -156,6 +165,7 @@ class Task:
             rows.append(shuffled.repeat(-(-count // len(pool)))[:count])
         return torch.cat(rows)
 
+    @is_part("real images")
     def images(self, rows: Tensor) -> Tensor:
         """The training images of some row numbers, normalised, [n, c, h, w] on the device."""
         images = self.data.train_images[rows.to(self.data.train_images.device)]
@@ -204,35 +214,70 @@ class Method(Protocol):
         """One synthetic update. `state["step"]` counts the updates done; both values are replaced, not changed."""
 
 
-def condense(method: Method, task: Task, seed: int, state: State | None = None) -> Iterator[tuple[State, Metrics]]:
+def condense(
+    method: Method,
+    task: Task,
+    seed: int,
+    state: State | None = None,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Iterator[tuple[State, Metrics]]:
     """Run `method` and yield state and metrics after every step; the last state holds the result.
+
+    A step that does not fit into memory is repeated with half of `task.chunk`, until it does; the chunk stays at that.
+    The result is to the bit that of a task with this chunk from that step on.
 
     Args:
         method: what to do.
         task: on what.
         seed: of everything random. The same method, task and seed on the same CPU give the same bits.
         state: a state that an earlier call yielded, to continue from; the rest of the run is the same to the bit.
+        on_chunk: called with every smaller chunk before it is tried.
 
     Raises:
+        OutOfMemoryError: a step does not fit into memory, even one image at a time.
         DivergedError: the step or the set that it led to is not finite, or has exploded (see `esp.divergence`). On a
             CPU that is noticed in the step itself, and the state before it was yielded. On CUDA, where reading a number
             waits for the device, only every tenth step is looked at; the error holds the last state that was.
     """
     method.check(task)
-    key = Key(seed).fold("condense")
+    key, remedy = Key(seed).fold("condense"), _smaller(method, task)
+    chunk = task.chunk
     if state is None:
-        state = method.init(task, key)
-        yield state, {}
+        begun, chunk = fitted(partial(_init, method, task, key), chunk, "the start", remedy, on_chunk)
+        state = begun
+        yield begun, {}
     watch = Watch(method, state)
     while int(state["step"]) < method.steps:
+        done = int(state["step"]) + 1
         try:
-            state, metrics = method.step(task, state, key)
+            advance = partial(_step, method, task, state, key)
+            (state, metrics), chunk = fitted(advance, chunk, f"step {done}", remedy, on_chunk)
         except DivergedError as error:
-            raise watch.stopped(int(state["step"]) + 1, error.message, "") from error
-        done = int(state["step"])
+            raise watch.stopped(done, error.message, "") from error
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise watch.stopped(done, "a matrix has no decomposition", "") from error
         if task.device.type == "cpu" or done % 10 == 0 or done == method.steps:
             watch.look(state, metrics)
         yield state, metrics
+
+
+def _init(method: Method, task: Task, key: Key, chunk: int) -> State:
+    return method.init(task.chunked(chunk), key)
+
+
+def _step(method: Method, task: Task, state: State, key: Key, chunk: int) -> tuple[State, Metrics]:
+    return method.step(task.chunked(chunk), state, key)
+
+
+_LARGE = ("student_steps", "segment", "targets", "conv_width", "conv_networks", "real_batch")
+"""Options that memory grows with, whatever the chunk is."""
+
+
+def _smaller(method: Method, task: Task) -> str:
+    """What to lower where one image at a time is too much."""
+    shown = [f"--set {name}=... (it is {getattr(method, name)})" for name in _LARGE if hasattr(method, name)]
+    choices = ["--ipc", f"the width or depth of the network ({task.network.spec})", *shown[:2]]
+    return f"lower {', '.join(choices[:-1])} or {choices[-1]}; or close other programs"
 
 
 def learned(state: State) -> Tensors:

@@ -22,6 +22,7 @@ from torch.func import grad, jvp, vjp
 
 from esp.errors import InputError
 from esp.networks.flat import Network
+from esp.parts import is_part
 
 LOSSES = ("ce", "bce", "mse")
 
@@ -69,20 +70,34 @@ class Derivatives:
         other._statistics = network.frozen
         return other
 
+    @is_part("network: features")
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """Features [n, d] of images [n, c, h, w] at theta [p]."""
         return self._programs.features(theta, self._statistics, images)
 
+    @is_part("network: parameter gradient")
     def parameter_gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the loss sum [p] at theta [p], features [n, d], loss sum []; targets are [n, k]."""
         return self._programs.parameter_gradient(theta, self._statistics, images, targets)
 
+    @is_part("network: mixed derivative")
     def mixed_pullback(
         self, theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
         """d/dimages of <d loss sum/d theta, direction [p]> + <features, weights [n, d]>, like images."""
         return self._programs.mixed_pullback(theta, self._statistics, direction, images, targets, weights)
 
+    @is_part("network: adjoint")
+    def adjoint(
+        self, theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """<d loss sum/d theta, direction [p]> [], and its derivatives in theta [p] and in images, like them.
+
+        The first is the Hessian times the direction: what backpropagating through a step of a student takes.
+        """
+        return self._programs.adjoint(theta, self._statistics, direction, images, targets)
+
+    @is_part("network: feature pullback")
     def feature_pullback(self, theta: Tensor, images: Tensor, weights: Tensor) -> Tensor:
         """d/dimages of <features, weights [n, d]>, like images."""
         return self._programs.feature_pullback(theta, self._statistics, images, weights)
@@ -151,6 +166,25 @@ class _Programs:
             return result
 
         return self._program(mixed_pullback)
+
+    @cached_property
+    def adjoint(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        def along(
+            theta: Tensor, images: Tensor, statistics: Tensor | None, direction: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            outputs = jvp(lambda t: self.network.at(t, statistics, images)[1], (theta,), (direction,))
+            value: Tensor = (loss_slope(outputs[0], targets, self.loss) * outputs[1]).sum()
+            return value, value
+
+        def adjoint(
+            theta: Tensor, statistics: Tensor | None, direction: Tensor, images: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            (on_theta, on_images), value = grad(along, argnums=(0, 1), has_aux=True)(
+                theta, images, statistics, direction, targets
+            )
+            return value.detach(), on_theta, on_images
+
+        return self._program(adjoint)
 
     @cached_property
     def feature_pullback(self) -> Callable[..., Tensor]:

@@ -38,6 +38,8 @@ class Watch:
         for name, size in sizes(state).items():
             if not size <= EXPLODED:
                 raise self.stopped(step, f"{name} of the synthetic set has a root mean square of {size:.3g}", name)
+        if lost := _lost(state):
+            raise self.stopped(step, f"{lost} is not finite", "")
         self.sound = state
 
     def stopped(self, step: int, what: str, culprit: str) -> DivergedError:
@@ -54,8 +56,16 @@ def sizes(state: Tensors) -> dict[str, float]:
 
 
 def is_sound(state: Tensors) -> bool:
-    """Whether the synthetic set of a state is finite and has not exploded."""
-    return all(size <= EXPLODED for size in sizes(state).values())
+    """Whether a state is finite, and its synthetic set has not exploded."""
+    return all(size <= EXPLODED for size in sizes(state).values()) and not _lost(state)
+
+
+def _lost(state: Tensors) -> str:
+    """A tensor with a number that is not finite, such as a network or a moment of an optimiser; empty without any.
+
+    An infinite second moment stops Adam without a trace: the set stays finite and does not move any more.
+    """
+    return next((name for name, value in state.items() if not bool(value.isfinite().all())), "")
 
 
 def _remedy(method: object, state: Tensors, culprit: str) -> str:

@@ -8,6 +8,7 @@ EspError
 ├── BudgetError          a synthetic set that does not fit its storage budget
 ├── MismatchError        files that do not belong together (network, data set, pixel space)
 ├── ArtifactError        a file that is missing, truncated, altered, or of another format
+├── OutOfMemoryError     work that does not fit into memory, even one image at a time
 └── DivergedError        a loss or parameter that is no longer finite, or has exploded
 ```
 """
@@ -70,6 +71,10 @@ class MismatchError(EspError):
 
 class ArtifactError(EspError):
     """A file that is missing, truncated, altered, or of another format."""
+
+
+class OutOfMemoryError(EspError):
+    """Work that does not fit into memory, even one image at a time."""
 
 
 class DivergedError(EspError):

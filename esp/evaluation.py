@@ -8,24 +8,36 @@ once, at that choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from esp.data.dataset import Dataset
-from esp.errors import InputError, MismatchError
+from esp.errors import DivergedError, InputError
 from esp.networks.flat import Network
+from esp.rates import STABLE_IMAGES, require_rate, stable_rate
 from esp.recipes import DC, DSA, IDC, KIP2NN, MTT, Protocol, derive, protocol
 from esp.rng import Key
+from esp.stacked import Stack, Together, accuracies, halved
 from esp.training import Snapshot, Trainer, accuracy
 
-__all__ = ["DC", "DSA", "IDC", "KIP2NN", "MTT", "Evaluator", "Protocol", "Score", "derive", "protocol", "stable_rate"]
-
-STABLE_IMAGES = 50
-"""Real images from whose tangent kernel the largest stable learning rate is read."""
+__all__ = [
+    "DC",
+    "DSA",
+    "IDC",
+    "KIP2NN",
+    "MTT",
+    "Evaluator",
+    "Protocol",
+    "Score",
+    "derive",
+    "protocol",
+    "require_rate",
+    "stable_rate",
+]
 
 
 @dataclass(frozen=True)
@@ -53,16 +65,39 @@ class Score:
     held_out_accuracy: float | None = None
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The best look so far: on what it is judged, where it was, and the network there."""
+@dataclass
+class _Course:
+    """One training of one network: its learning rate at the start, the looks at it, and the best of them.
 
-    accuracy: float
-    epoch: int
+    Attributes:
+        lr: see above.
+        snapshot: where the first of the best looks was; the start before any.
+        best: accuracy there.
+        loss: of the last look's epoch.
+        curve: (epoch, accuracy) of every look.
+        error: what ended the training before its end.
+    """
+
     lr: float
     snapshot: Snapshot
-    loss: float
-    curve: tuple[tuple[int, float], ...]
+    best: float = -1.0
+    loss: float = math.nan
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    error: DivergedError | None = None
+
+    def enter(self, snapshot: Snapshot, accuracy: float) -> None:
+        """Take a look in."""
+        self.curve.append((snapshot.epoch, accuracy))
+        self.loss = snapshot.loss if snapshot.loss is not None else self.loss
+        if accuracy > self.best:
+            self.snapshot, self.best = snapshot, accuracy
+
+
+def _last_look(course: _Course, lr: float) -> Score:
+    """The score of a protocol that ends with its last epoch, which is a look; the best one is kept beside it."""
+    best_epoch, best = max(course.curve, key=lambda point: point[1])
+    epoch, last = course.curve[-1]
+    return Score(last, best, best_epoch, epoch, course.loss, tuple(course.curve), lr)
 
 
 class Evaluator:
@@ -102,22 +137,61 @@ class Evaluator:
         self._rate = require_rate(protocol, rate) if protocol.lr_of == "learned" else 1.0
 
     def score(self, seed: int, on_epoch: Callable[[int], None] = lambda _: None) -> Score:
-        """Train the network of `seed` and test it; `on_epoch` is called with the number of epochs done."""
-        key = Key(seed).fold("evaluate")
-        start = self.trainer.start(key)
-        scale = self._rate if self.protocol.lr_of != "stable" else self._stable(start.theta)
-        if self.protocol.select == "held-out":
-            return self._selected(key, start, scale, on_epoch)
-        curve: list[tuple[int, float]] = []
-        loss = math.nan
-        for snapshot, look in self._train(key, start, scale):
-            loss = snapshot.loss if snapshot.loss is not None else loss
-            on_epoch(snapshot.epoch)
-            if look:
-                curve.append((snapshot.epoch, self._test(snapshot, self.data)))
-        best_epoch, best = max(curve, key=lambda point: point[1])
-        recipe = self.trainer.recipe
-        return Score(curve[-1][1], best, best_epoch, recipe.epochs, loss, tuple(curve), scale * recipe.lr)
+        """Train the network of `seed` and test it; `on_epoch` is called with the number of epochs done.
+
+        Raises:
+            DivergedError: training diverged.
+        """
+        (found,) = self.scores([seed], lambda _, epoch: on_epoch(epoch))
+        if isinstance(found, DivergedError):
+            raise found
+        return found
+
+    def scores(
+        self, seeds: Sequence[int], on_epoch: Callable[[int, int], None] = lambda _seed, _epoch: None
+    ) -> list[Score | DivergedError]:
+        """Train the networks of several seeds at once and test them; one seed alone is trained as `score` does.
+
+        Every seed's score is that of its network alone, as equal as `esp.stacked` tells. Where all of them do not fit
+        into memory, they are trained in halves.
+
+        Args:
+            seeds: one for each network.
+            on_epoch: called with (seed, number of epochs done).
+
+        Returns:
+            For each seed its score, or the error that its training diverged with.
+
+        Raises:
+            InputError: there are several seeds, and the network cannot be stacked.
+        """
+        return halved(lambda some: self._scores(some, on_epoch), list(seeds))
+
+    def _scores(self, seeds: Sequence[int], on_epoch: Callable[[int, int], None]) -> list[Score | DivergedError]:
+        keys = [Key(seed).fold("evaluate") for seed in seeds]
+        starts = [self.trainer.start(key) for key in keys]
+        if self.protocol.lr_of == "stable":
+            scales = [self._stable(start.theta) for start in starts]
+        else:
+            scales = [self._rate] * len(seeds)
+        recipe, done = self.trainer.recipe, 0
+
+        def report(epoch: int) -> None:
+            for seed in seeds:
+                on_epoch(seed, done + epoch)
+
+        if self.protocol.select != "held-out":
+            courses = self._courses(keys, starts, scales, self.data, report)
+            return [
+                course.error or _last_look(course, scale * recipe.lr)
+                for course, scale in zip(courses, scales, strict=True)
+            ]
+        judge = self.data.held_out(self.protocol.held_out)
+        tried: list[list[_Course]] = []
+        for rates in [[lr] * len(seeds) for lr in self.protocol.lrs] or [[scale * recipe.lr for scale in scales]]:
+            tried.append(self._courses(keys, starts, [lr / recipe.lr for lr in rates], judge, report))
+            done += recipe.epochs
+        return [self._chosen([courses[i] for courses in tried]) for i in range(len(seeds))]
 
     def train(self, seed: int, on_epoch: Callable[[int], None] = lambda _: None) -> tuple[Network, Tensor]:
         """The network of `seed` as `score` tests it after the last epoch, and its weights [p]; nothing is tested.
@@ -138,42 +212,74 @@ class Evaluator:
 
     def _train(self, key: Key, start: Snapshot, scale: float) -> Iterator[tuple[Snapshot, bool]]:
         """Every epoch's snapshot, and whether the protocol looks at it."""
-        epochs, checks = self.trainer.recipe.epochs, self.protocol.checks
-        looks = {round(epochs * (i + 1) / checks) for i in range(checks)}
         for snapshot in self.trainer.epochs(start, self.images, self.labels, lambda x: x, key, scale):
-            yield snapshot, snapshot.epoch in looks
+            yield snapshot, snapshot.epoch in self._looks
 
-    def _selected(self, key: Key, start: Snapshot, scale: float, on_epoch: Callable[[int], None]) -> Score:
-        """Train with every learning rate, choose rate and epoch on held-out training images, then test that choice."""
-        recipe, judge = self.trainer.recipe, self.data.held_out(self.protocol.held_out)
-        best: _Choice | None = None
-        done = 0
+    @property
+    def _looks(self) -> set[int]:
+        """Epochs after which the protocol looks at the test set; the last is one of them."""
+        epochs, checks = self.trainer.recipe.epochs, self.protocol.checks
+        return {round(epochs * (i + 1) / checks) for i in range(checks)}
 
-        def report(epoch: int) -> None:
-            on_epoch(done + epoch)
+    @cached_property
+    def stack(self) -> Stack:
+        """What trains several networks at once.
 
-        for lr in self.protocol.lrs or (scale * recipe.lr,):
-            found = self._best_look(key, start, lr, judge, report)
-            done += recipe.epochs
-            best = found if best is None or found.accuracy > best.accuracy else best
-        assert best is not None  # a protocol has a look, and there is a learning rate
-        tested = self._test(best.snapshot, self.data)
-        chosen = {"lr": best.lr, "selected_epoch": best.epoch, "held_out_accuracy": best.accuracy}
-        return Score(tested, None, None, recipe.epochs, best.loss, best.curve, **chosen)  # type: ignore[arg-type]
+        Raises:
+            InputError: they cannot be stacked.
+        """
+        return Stack(self.trainer)
 
-    def _best_look(
-        self, key: Key, start: Snapshot, lr: float, judge: Dataset, on_epoch: Callable[[int], None]
-    ) -> _Choice:
-        """The look at one training that is best on the test images of `judge`; of equals the first."""
-        best, curve, loss = (-1.0, 0, start), list[tuple[int, float]](), math.nan
-        for snapshot, look in self._train(key, start, lr / self.trainer.recipe.lr):
-            loss = snapshot.loss if snapshot.loss is not None else loss
-            on_epoch(snapshot.epoch)
-            if look:
-                curve.append((snapshot.epoch, self._test(snapshot, judge)))
-                if curve[-1][1] > best[0]:
-                    best = (curve[-1][1], snapshot.epoch, snapshot)
-        return _Choice(best[0], best[1], lr, best[2], loss, tuple(curve))
+    def _courses(
+        self,
+        keys: Sequence[Key],
+        starts: Sequence[Snapshot],
+        scales: Sequence[float],
+        judge: Dataset,
+        on_epoch: Callable[[int], None],
+    ) -> list[_Course]:
+        """Train every network and look at it on the test images of `judge`: one by itself, several as a stack."""
+        rates = [scale * self.trainer.recipe.lr for scale in scales]
+        courses = [_Course(lr, start) for lr, start in zip(rates, starts, strict=True)]
+        if len(keys) == 1:
+            self._alone(courses[0], keys[0], scales[0], judge, on_epoch)
+            return courses
+        for together in self.stack.epochs(starts, self.images, self.labels, lambda x: x, keys, scales):
+            on_epoch(together.epoch)
+            if together.epoch in self._looks:
+                self._look(courses, together, judge)
+                if all(course.error for course in courses):
+                    break
+        return courses
+
+    def _alone(self, course: _Course, key: Key, scale: float, judge: Dataset, on_epoch: Callable[[int], None]) -> None:
+        try:
+            for snapshot, look in self._train(key, course.snapshot, scale):
+                on_epoch(snapshot.epoch)
+                if look:
+                    course.enter(snapshot, self._test(snapshot, judge))
+        except DivergedError as error:
+            course.error = error
+
+    def _look(self, courses: Sequence[_Course], together: Together, judge: Dataset) -> None:
+        """Test all members of a stack and enter those that have not diverged."""
+        tests = judge.test_images, judge.test_labels, judge.normalise
+        found = accuracies(self.trainer.network, together.theta, together.statistics, *tests, self.chunk)
+        for course, snapshot, score in zip(courses, together.snapshots(), found, strict=True):
+            if isinstance(snapshot, DivergedError):
+                course.error = snapshot
+            else:
+                course.enter(snapshot, score)
+
+    def _chosen(self, courses: Sequence[_Course]) -> Score | DivergedError:
+        """The rate and the epoch that were best on held-out images, of equals the first; then a test of that choice."""
+        for course in courses:
+            if course.error:
+                return course.error
+        best = max(courses, key=lambda course: course.best)
+        chosen = {"lr": best.lr, "selected_epoch": best.snapshot.epoch, "held_out_accuracy": best.best}
+        tested, epochs = self._test(best.snapshot, self.data), self.trainer.recipe.epochs
+        return Score(tested, None, None, epochs, best.loss, tuple(best.curve), **chosen)  # type: ignore[arg-type]
 
     def _stable(self, theta: Tensor) -> float:
         rows = torch.randperm(len(self.data.train_images), generator=Key(0).fold("stable").generator())[:STABLE_IMAGES]
@@ -184,52 +290,6 @@ class Evaluator:
     def _test(self, snapshot: Snapshot, judge: Dataset) -> float:
         network = self.trainer.network.freeze(snapshot.statistics)
         return accuracy(network, snapshot.theta, judge.test_images, judge.test_labels, judge.normalise, self.chunk)
-
-
-def require_rate(protocol: Protocol, rate: float | None) -> float:
-    """The learning rate of a set for a protocol that takes the learned one: the set's, or else the protocol's fallback.
-
-    Raises:
-        MismatchError: the set came without one, and the protocol has no fallback.
-        InputError: the learned rate is not above zero: training with it would climb.
-    """
-    if rate is None and not protocol.fallback_lr:
-        raise MismatchError(
-            f"the protocol {protocol.name} trains with the learning rate that was learned with a set, "
-            "and this set came without one",
-            f'score it by --protocol dsa, or by a protocol of your own: base = "{protocol.name}", fallback_lr = 0.01',
-        )
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise InputError(
-            f"the learning rate that was learned with this set is {rate:.3g}, nothing can be trained with it",
-            "score it by --protocol dsa, or condense again with a lower lr_rate",
-        )
-    return protocol.fallback_lr if rate is None else rate
-
-
-def stable_rate(network: Network, theta: Tensor, images: Tensor, most: int = 200) -> float:
-    """The largest learning rate at which gradient descent on half the mean square error contracts at theta [p].
-
-    2 n k / lambda, where lambda is the largest eigenvalue of the empirical tangent kernel [n, n] of the sum of the k
-    logits over sqrt(k), on images [n, c, h, w]; by power iteration, which holds a few vectors [p] and no Jacobian.
-    """
-    classes = network.classes
-
-    def outputs(weights: Tensor) -> Tensor:
-        return network(weights, images)[1].sum(1) / math.sqrt(classes)
-
-    vector = torch.full((len(images),), 1 / math.sqrt(len(images))).to(theta)
-    value, before = 0.0, -1.0
-    pull = vjp(outputs, theta)[1]
-    for _ in range(most):
-        product = jvp(outputs, (theta,), (pull(vector)[0],))[1]
-        value = float(product.norm())
-        if not value or abs(value - before) <= 1e-6 * value:
-            break
-        before, vector = value, product / value
-    if not value:
-        raise InputError("the network's output depends on none of its weights", "give another network")
-    return 2 * len(images) * classes / value
 
 
 def _targets(labels: Tensor, loss: str) -> Tensor:

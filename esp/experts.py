@@ -22,6 +22,8 @@ from esp.training import Recipe, Snapshot, Trainer, accuracy
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CURVE_IMAGES = 2_000
 """Test images that judge every epoch but the last, which all of them judge."""
+CHUNK = 512
+"""Test images in a pass."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Plan:
         row = self.network.parameters * DTYPES[self.dtype].itemsize + 4 * self.network.statistics
         return (self.recipe.epochs + 1) * row
 
+    @property
+    def bytes_in_training(self) -> int:
+        """Memory for the snapshots and the velocity of an expert in training, and size of its unfinished file."""
+        return 4 * (self.recipe.epochs + 2) * (self.network.parameters + self.network.statistics)
+
 
 def build(
     plan: Plan,
@@ -84,21 +91,19 @@ def build(
     Returns:
         The file's path.
     """
-    path, partial = folder / f"expert-{number:04d}.safetensors", folder / f"expert-{number:04d}.partial"
+    path, partial = places(folder, number)
     if path.exists():
-        _require_same(path, artifact.read_meta(path)[0], plan, data)
+        require_same(path, artifact.read_meta(path)[0], plan, data)
         return path
-    if data.space != plan.space:
-        raise MismatchError(
-            f"{data.name} is in pixel space {data.space}, the experts are of {plan.space}", "give both the same space"
-        )
-    key = Key(plan.seed).fold("expert", number)
+    require_space(plan, data)
+    key = key_of(plan, number)
     trainer = Trainer(plan.network, plan.recipe, data.flips, device, compile)
-    log = _Log.resume(partial, plan, data) or _Log.begin(trainer.start(key), plan, data)
+    log = Log.resume(partial, plan, data) or Log.begin(trainer.start(key), plan, data)
+    images, labels = data.train_images.to(device), data.train_labels.to(device)
     saved = time.monotonic()
     try:
-        for snapshot in trainer.epochs(log.last(device), data.train_images, data.train_labels, data.normalise, key):
-            log.add(snapshot, data, plan)
+        for snapshot in trainer.epochs(log.last(device), images, labels, data.normalise, key):
+            log.add(snapshot, _test(plan, snapshot, data))
             if on_epoch:
                 on_epoch(snapshot.epoch, log.curve[-1]["loss"], log.curve[-1]["accuracy"])
             if time.monotonic() - saved >= save_every and snapshot.epoch < plan.recipe.epochs:
@@ -112,7 +117,23 @@ def build(
     return path
 
 
-class _Log:
+def places(folder: Path, number: int) -> tuple[Path, Path]:
+    """Files of an expert: the finished and the unfinished one."""
+    return folder / f"expert-{number:04d}.safetensors", folder / f"expert-{number:04d}.partial"
+
+
+def key_of(plan: Plan, number: int) -> Key:
+    """What all randomness of an expert comes from."""
+    return Key(plan.seed).fold("expert", number)
+
+
+def judges(plan: Plan, epoch: int, data: Dataset) -> Tensor:
+    """Rows of the test images that judge an epoch: all for the last, else some that are spread evenly."""
+    count = len(data.test_images) if epoch == plan.recipe.epochs else CURVE_IMAGES
+    return torch.linspace(0, len(data.test_images) - 1, min(count, len(data.test_images))).long()
+
+
+class Log:
     """The snapshots and the curve of an expert in training."""
 
     def __init__(
@@ -121,32 +142,35 @@ class _Log:
         self.rows, self.statistics, self.velocity, self.curve = rows, statistics, velocity, curve
 
     @classmethod
-    def begin(cls, start: Snapshot, plan: Plan, data: Dataset) -> _Log:
-        point = {"epoch": 0, "loss": None, "accuracy": _test(plan.network, start, data, CURVE_IMAGES)}
+    def begin(cls, start: Snapshot, plan: Plan, data: Dataset) -> Log:
+        """Of an expert that has only its first weights."""
+        point = {"epoch": 0, "loss": None, "accuracy": _test(plan, start, data)}
         return cls([_copy(start.theta)], [_copy(start.statistics)], start.velocity, [point])
 
     @classmethod
-    def resume(cls, partial: Path, plan: Plan, data: Dataset) -> _Log | None:
+    def resume(cls, partial: Path, plan: Plan, data: Dataset) -> Log | None:
+        """From the file of an unfinished expert; None where there is none."""
         if not partial.exists():
             return None
         found = artifact.load(partial)
-        _require_same(partial, found.meta, plan, data)
+        require_same(partial, found.meta, plan, data)
         rows = found.tensors["theta"].clone()
         statistics = found.tensors.get("statistics", torch.empty(len(rows), 0)).clone()
         return cls(list(rows), list(statistics), found.tensors["velocity"].clone(), found.meta["curve"])
 
-    def last(self, device: torch.device) -> Snapshot:
-        theta, velocity, statistics = (x.to(device) for x in (self.rows[-1], self.velocity, self.statistics[-1]))
-        return Snapshot(len(self.rows) - 1, theta, velocity, None, statistics)
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return len(self.rows) - 1
 
-    def add(self, snapshot: Snapshot, data: Dataset, plan: Plan) -> None:
-        # Tested first: an interrupt during the test must not leave a snapshot without its point on the curve.
-        count = len(data.test_images) if snapshot.epoch == plan.recipe.epochs else CURVE_IMAGES
-        point = {
-            "epoch": snapshot.epoch,
-            "loss": snapshot.loss,
-            "accuracy": _test(plan.network, snapshot, data, count),
-        }
+    def last(self, device: torch.device) -> Snapshot:
+        """Where training goes on."""
+        theta, velocity, statistics = (x.to(device) for x in (self.rows[-1], self.velocity, self.statistics[-1]))
+        return Snapshot(self.epoch, theta, velocity, None, statistics)
+
+    def add(self, snapshot: Snapshot, accuracy: float) -> None:
+        """Enter the next epoch, with its test: an interrupt must not leave a snapshot without its point."""
+        point = {"epoch": snapshot.epoch, "loss": snapshot.loss, "accuracy": accuracy}
         # On a CPU the trainer's vector may be reused: a snapshot is a copy, or all of them would end up equal.
         rows, statistics = [*self.rows, _copy(snapshot.theta)], [*self.statistics, _copy(snapshot.statistics)]
         self.rows, self.statistics, self.velocity, self.curve = (
@@ -162,11 +186,13 @@ class _Log:
         return {**found, "statistics": torch.stack(self.statistics)} if plan.network.statistics else found
 
     def save(self, partial: Path, plan: Plan, data: Dataset) -> None:
+        """Write the file of an unfinished expert."""
         origin = {"fingerprint": data.fingerprint, **_split(data)}
         meta = {"kind": "partial", "curve": self.curve, **origin, **plan.describe()}
         artifact.save(partial, {**self._stacked(plan), "velocity": self.velocity}, meta)
 
     def finish(self, path: Path, plan: Plan, number: int, data: Dataset) -> None:
+        """Write the trajectory."""
         meta = {
             "kind": "trajectory",
             "dataset": data.name,
@@ -191,7 +217,19 @@ def _split(data: Dataset) -> dict[str, Any]:
     return {} if data.split == OFFICIAL else {"split": data.split}
 
 
-def _require_same(path: Path, meta: dict[str, Any], plan: Plan, data: Dataset) -> None:
+def require_space(plan: Plan, data: Dataset) -> None:
+    """Check that the data are in the pixel space of the plan.
+
+    Raises:
+        MismatchError: they are not.
+    """
+    if data.space != plan.space:
+        raise MismatchError(
+            f"{data.name} is in pixel space {data.space}, the experts are of {plan.space}", "give both the same space"
+        )
+
+
+def require_same(path: Path, meta: dict[str, Any], plan: Plan, data: Dataset) -> None:
     """Refuse to go on from, or to pass for the result, what another plan or data set made."""
     wanted = {"fingerprint": data.fingerprint, **plan.describe()}
     here = (meta.get("split", OFFICIAL), meta.get("space", NORMALISED))
@@ -203,8 +241,8 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
 
 
-def _test(network: Network, snapshot: Snapshot, data: Dataset, count: int) -> float:
-    """Accuracy on `count` test images spread evenly over the test set."""
-    rows = torch.linspace(0, len(data.test_images) - 1, min(count, len(data.test_images))).long()
-    seen = network.freeze(snapshot.statistics)
-    return accuracy(seen, snapshot.theta, data.test_images[rows], data.test_labels[rows], data.normalise, 512)
+def _test(plan: Plan, snapshot: Snapshot, data: Dataset) -> float:
+    """Accuracy on the test images that judge the epoch."""
+    rows = judges(plan, snapshot.epoch, data)
+    seen = plan.network.freeze(snapshot.statistics)
+    return accuracy(seen, snapshot.theta, data.test_images[rows], data.test_labels[rows], data.normalise, CHUNK)

@@ -63,6 +63,11 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not valid JSON ({error})", DAMAGED) from error
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """What in a folder was being written aside: our own files, journals of databases among them, and safetensors'."""
+    return sorted({*folder.glob(".*.tmp*"), *folder.glob(".tmp*")})
+
+
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends without an error."""

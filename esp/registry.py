@@ -13,6 +13,9 @@ from typing import Any
 
 from esp.errors import InputError, UnknownNameError
 
+own_packages: set[str] = set()
+"""Top-level packages of the user's own entries that were asked for: what fails in them is no defect of this program."""
+
 
 def check(table: Mapping[str, str], kind: str, name: str) -> None:
     """Raise `UnknownNameError` unless `name` is in `table` or has the form `package.module:attribute`."""
@@ -30,6 +33,8 @@ def resolve(table: Mapping[str, str], kind: str, name: str) -> Any:
     check(table, kind, name)
     target = table.get(name, name)
     module, _, attribute = target.partition(":")
+    if name not in table:
+        own_packages.add(module.partition(".")[0])
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:

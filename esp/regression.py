@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from esp.kernels import BIAS, RandomFeatures, ntk
 
 Batch = tuple[Tensor, Tensor]
 """Images [m, c, h, w], and their label rows less their mean, float64 [m, classes]."""
+
+class Batches(Protocol):
+    """Real images in chunks, as often as they are asked; `entries` numbers in all label rows."""
+
+    @property
+    def entries(self) -> int:
+        """Real images times classes."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
 
 Slopes = tuple[Tensor, Tensor, Tensor]
 """A loss [], its slope in the synthetic images like them, and in their label rows [n, classes]."""
@@ -50,7 +61,7 @@ class Regression:
         weights = torch.cholesky_solve(rows - 1 / rows.shape[1], factor)
         return torch.where(failed == 0, weights, math.nan)
 
-    def slopes(self, support: Tensor, rows: Tensor, batches: list[Batch]) -> Slopes:
+    def slopes(self, support: Tensor, rows: Tensor, batches: Batches) -> Slopes:
         """Half the mean square of what is predicted wrong, over all entries of all batches, and its slopes.
 
         Args:
@@ -59,11 +70,10 @@ class Regression:
             batches: real images in chunks; memory grows with the largest of them, not with their number.
         """
         rows = rows.detach().to(torch.float64).requires_grad_()
-        entries = sum(targets.numel() for _, targets in batches)
         through = self._through_kernel if self.features is None else self._through_features
-        return through(support.detach(), rows, batches, entries)
+        return through(support.detach(), rows, batches)
 
-    def _through_kernel(self, support: Tensor, rows: Tensor, batches: list[Batch], entries: int) -> Slopes:
+    def _through_kernel(self, support: Tensor, rows: Tensor, batches: Batches) -> Slopes:
         """With the exact kernel, which is differentiated itself."""
         support = support.to(torch.float64).requires_grad_()
         weights = self.weights(ntk(_flat(support), None, self.depth), rows)
@@ -72,13 +82,13 @@ class Regression:
         through, on_weights = torch.zeros_like(support), torch.zeros_like(fixed)
         for images, targets in batches:
             wrong = self.kernel(images, support) @ fixed - targets
-            part = 0.5 * wrong.square().sum() / entries
+            part = 0.5 * wrong.square().sum() / batches.entries
             slopes = torch.autograd.grad(part, (support, fixed))
             total, through, on_weights = total + part.detach(), through + slopes[0], on_weights + slopes[1]
         rest, on_rows = torch.autograd.grad(weights, (support, rows), on_weights)
         return total, through + rest, on_rows
 
-    def _through_features(self, support: Tensor, rows: Tensor, batches: list[Batch], entries: int) -> Slopes:
+    def _through_features(self, support: Tensor, rows: Tensor, batches: Batches) -> Slopes:
         """With random features: slopes reach the features in closed form, and the images through the networks.
 
         Features of the synthetic images are kept, [n, d] for each network; those of real images a chunk at a time.
@@ -95,7 +105,7 @@ class Regression:
             seen = [features.of(number, images) for number in networks]
             across = sum((a @ b.T for a, b in zip(seen, kept, strict=True)), torch.zeros(()).to(fixed))
             wrong = (features.factor * across + BIAS) @ fixed - targets
-            total, wrong = total + 0.5 * wrong.square().sum() / entries, wrong / entries
+            total, wrong = total + 0.5 * wrong.square().sum() / batches.entries, wrong / batches.entries
             on_weights += (features.factor * across + BIAS).T @ wrong
             slopes = [s + features.factor * fixed @ (wrong.T @ part) for s, part in zip(slopes, seen, strict=True)]
         on_kernel, on_rows = torch.autograd.grad(weights, (kernel, rows), on_weights)
@@ -103,10 +113,10 @@ class Regression:
         slopes = [slope + both @ part for slope, part in zip(slopes, kept, strict=True)]
         return total, features.pull(support, slopes), on_rows
 
-    def normal_equations(self, support: Tensor, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    def normal_equations(self, support: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
         """A'A [n, n] and A'y [n, k] of A = K_ts (K_ss + ridge)^-1, predicting real images: label solve adds them."""
         inverse = torch.linalg.pinv(self.regular(self.kernel(support, support)), hermitian=True)
-        gram, moment = torch.zeros_like(inverse), inverse.new_zeros(len(inverse), batches[0][1].shape[1])
+        gram, moment = torch.zeros_like(inverse), inverse.new_zeros(())
         for images, targets in batches:
             shares = self.kernel(images, support) @ inverse
             gram, moment = gram + shares.T @ shares, moment + shares.T @ targets

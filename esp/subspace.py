@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esp.errors import InputError
+from esp.parts import is_part
 
 DEPENDENT = 1e-7
 """A direction whose part outside the earlier ones is shorter than this fraction of it adds nothing to the span."""
@@ -19,14 +20,17 @@ class Subspace:
 
     basis: Tensor
 
+    @is_part("projection")
     def coordinates(self, vector: Tensor) -> Tensor:
         """E'v [k] for v [p]."""
         return self.basis.T @ vector
 
+    @is_part("projection")
     def point(self, coordinates: Tensor) -> Tensor:
         """E c [p] for coordinates c [k]."""
         return self.basis @ coordinates
 
+    @is_part("projection")
     def split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates c [k] of the projection of G [p], and the residual r = G - E c [p] (eq. 5 and 7).
 

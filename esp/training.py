@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.func import grad
 
 from esp import augment
+from esp.cutmix import cutmix
 from esp.derivatives import LOSSES, loss_sum
 from esp.errors import DivergedError, InputError
 from esp.files import canonical
 from esp.networks.flat import Network
 from esp.networks.norms import MOMENTUM
+from esp.parts import part
 from esp.rng import Key
 
 SCHEDULES = ("steps", "cosine")
@@ -124,7 +126,7 @@ class Snapshot:
 
 
 class Trainer:
-    """Trains one network on one device; compiled programs are kept between calls.
+    """Trains one network on one device; compiled programs are kept between calls. `esp.stacked` trains many at once.
 
     Args:
         network: the architecture.
@@ -142,7 +144,7 @@ class Trainer:
         device: torch.device,
         compile: bool = False,  # noqa: A002
     ) -> None:
-        self.network, self.recipe, self.device, self._compile = network, recipe, device, compile
+        self.network, self.recipe, self.device, self.compiled = network, recipe, device, compile
         self._operations = augment.parse(recipe.augmentation, flips)
 
     @cached_property
@@ -158,7 +160,7 @@ class Trainer:
             slope, (loss, moments) = grad(objective, has_aux=True)(theta, images, targets)
             return slope, loss.detach(), moments.detach()
 
-        return torch.compile(gradient, dynamic=False) if self._compile else gradient
+        return torch.compile(gradient, dynamic=False) if self.compiled else gradient
 
     def start(self, key: Key) -> Snapshot:
         """A fresh network."""
@@ -185,7 +187,7 @@ class Trainer:
             scale: the recipe's learning rate is multiplied by it.
 
         Raises:
-            DivergedError: the loss of an epoch is not finite.
+            DivergedError: the loss of an epoch, or a weight after it, is not finite.
         """
         theta, velocity, statistics = start.theta, start.velocity, start.statistics
         if not len(statistics):
@@ -199,61 +201,50 @@ class Trainer:
             parts = torch.split(order, self.recipe.batch)
             for number, rows in enumerate(parts):
                 batch, targets = self._batch(images[rows], labels[rows], prepare, here.fold("batch", number))
-                slope, loss, moments = self._gradient(theta, batch, targets)
+                with part("training a network"):
+                    slope, loss, moments = self._gradient(theta, batch, targets)
                 total += loss * len(rows)
                 lr = scale * self.recipe.lr_at(epoch + number / len(parts))
-                theta, velocity = self._step(theta, velocity, slope, lr)
+                theta, velocity = self.step(theta, velocity, slope, lr)
                 statistics = statistics + MOMENTUM * (moments - statistics)
             mean = float(total) / len(images)
-            if not math.isfinite(mean):
-                raise DivergedError(
-                    f"training diverged in epoch {epoch + 1}: the loss is {mean}", "lower the learning rate"
-                )
+            # The last step may be the one that loses the weights, after a loss that was still finite.
+            if not (math.isfinite(mean) and math.isfinite(float(theta.norm()))):
+                raise diverged(epoch + 1, mean)
             yield Snapshot(epoch + 1, theta, velocity, mean, statistics)
 
-    def _step(self, theta: Tensor, velocity: Tensor, slope: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    def step(self, theta: Tensor, velocity: Tensor, slope: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and velocity after a step of SGD along gradient `slope`, all [p]; or all [k, p], and lr [k, 1]."""
         velocity = self.recipe.momentum * velocity + slope + self.recipe.weight_decay * theta
         return theta - lr * velocity, velocity
+
+    def draw(self, count: int, key: Key) -> augment.Draw:
+        """What happens to `count` images of the batch that `key` names: one operation for all in each stage."""
+        generator = key.fold("augment").generator()
+        if self.recipe.mode == "single":
+            return augment.draw_single(self._operations, count, generator, shared=True)
+        return augment.draw_sequence(self._operations, count, generator)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Rows [n, classes] of labels int64 [n]; rows stay as they are."""
+        return labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, self.network.classes)
 
     def _batch(
         self, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], key: Key
     ) -> tuple[Tensor, Tensor]:
         """Augmented images and target rows [n, classes] of one step."""
-        draw = augment.draw_single if self.recipe.mode == "single" else augment.draw_sequence
-        arguments: dict[str, Any] = {"shared": True} if self.recipe.mode == "single" else {}
         x = prepare(images.to(self.device))
-        x = augment.apply(draw(self._operations, len(x), key.fold("augment").generator(), **arguments), x)
-        labels = labels.to(self.device)
-        soft = labels.ndim == 2
-        targets = labels if soft else torch.nn.functional.one_hot(labels, self.network.classes)
-        targets = targets.to(x.dtype)
+        x = augment.apply(self.draw(len(x), key), x)
+        targets = self.targets(labels.to(self.device)).to(x.dtype)
         if self.recipe.cutmix:
             return cutmix(x, targets, self.recipe.cutmix, key.fold("cutmix").generator())
         return x, targets
 
 
-def cutmix(images: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix with Beta(1, 1) (Yun et al., 2019): the same box for all images, filled from other images of the batch.
-
-    Args:
-        images: [n, c, h, w].
-        targets: rows [n, k] that sum to 1; mixed by the area that is kept.
-        probability: that the batch is mixed at all.
-        generator: source of randomness.
-    """
-    chance, kept, row, column = torch.rand(4, generator=generator).tolist()
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
-    if chance >= probability:
-        return images, targets
-    height, width = images.shape[2:]
-    half = math.sqrt(1 - kept) / 2
-    centre_y, centre_x = int(row * height), int(column * width)
-    top, bottom = max(0, centre_y - int(height * half)), min(height, centre_y + int(height * half))
-    left, right = max(0, centre_x - int(width * half)), min(width, centre_x + int(width * half))
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    share = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, share * targets + (1 - share) * targets[partner]
+def diverged(epoch: int, loss: float) -> DivergedError:
+    """The error of a training that lost its weights in that epoch, counted from 1, with that mean loss."""
+    what = "weights are not finite" if math.isfinite(loss) else f"loss is {loss}"
+    return DivergedError(f"training diverged in epoch {epoch}: the {what}", "lower the learning rate")
 
 
 def accuracy(

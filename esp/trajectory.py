@@ -7,9 +7,11 @@ store of a thousand experts costs no memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -18,10 +20,13 @@ from torch import Tensor
 from esp.artifact import read_meta, read_rows, require
 from esp.errors import ArtifactError, InputError, MismatchError
 from esp.files import DAMAGED
+from esp.parts import part
 from esp.spaces import NORMALISED
 from esp.subspace import Subspace, span
 
 _NEEDED = {"network": str, "fingerprint": str, "epochs": int}
+_Key = tuple[int, int, int, str]
+_Segment = tuple[Tensor, Subspace]
 _TOLD = {**dict.fromkeys(("dataset", "dtype"), str), **dict.fromkeys(("number", "parameters", "classes"), int)}
 
 
@@ -100,12 +105,14 @@ def open_expert(path: Path) -> Trajectory:
 
 @dataclass(frozen=True)
 class Experts:
-    """Trajectories of one network on one data set, and the subspaces of their segments."""
+    """Trajectories of one network on one data set, and the subspaces of their segments.
+
+    The segment that was asked for last is kept, and at most one more that is on its way.
+    """
 
     trajectories: tuple[Trajectory, ...]
-    _cache: dict[tuple[int, int, int, str], tuple[Tensor, Subspace]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _cache: dict[_Key, _Segment] = field(default_factory=dict, repr=False, compare=False)
+    _ahead: dict[_Key, Future[_Segment]] = field(default_factory=dict, repr=False, compare=False)
 
     def require(self, network: str, fingerprint: str, length: int, space: str = NORMALISED) -> None:
         """Check that all trajectories are of a network, of the data of a fingerprint in a space, and `length` epochs.
@@ -133,13 +140,43 @@ class Experts:
         return min(trajectory.epochs for trajectory in self.trajectories)
 
     def segment(self, expert: int, start: int, length: int, device: torch.device) -> tuple[Tensor, Subspace]:
-        """First snapshot [p] and subspace of a segment; the latest one is kept."""
+        """First snapshot [p] and subspace of a segment; the same to the bit whether it was prepared or not."""
         key = (expert, start, length, str(device))
         if key not in self._cache:
-            snapshots = self.trajectories[expert].segment(start, length).to(device)
             self._cache.clear()
-            self._cache[key] = (snapshots[0], span(snapshots))
+            with part("reading"):
+                ahead = self._ahead.pop(key, None)
+                self._cache[key] = ahead.result() if ahead else self._read(expert, start, length, device)
         return self._cache[key]
+
+    def prepare(self, expert: int, start: int, length: int, device: torch.device) -> None:
+        """Begin to read the segment that is asked for next, in a thread of its own that ends with it.
+
+        What fails there is raised by `segment`, if that is asked for it. While one is on its way no other is begun.
+        """
+        key = (expert, start, length, str(device))
+        if key in self._cache or any(not future.done() for future in self._ahead.values()):
+            return
+        self._ahead.clear()
+        self._ahead[key] = _begun(lambda: self._read(expert, start, length, device))
+
+    def _read(self, expert: int, start: int, length: int, device: torch.device) -> _Segment:
+        snapshots = self.trajectories[expert].segment(start, length).to(device)
+        return snapshots[0].clone(), span(snapshots)
+
+
+def _begun(work: Callable[[], _Segment]) -> Future[_Segment]:
+    """What `work` will return, which is being done beside."""
+    future: Future[_Segment] = Future()
+
+    def fulfil() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # whoever asks for the result hears of it
+            future.set_exception(error)
+
+    Thread(target=fulfil, name="esp-segment").start()
+    return future
 
 
 def complaints(meta: dict[str, Any], classes: int) -> list[str]:

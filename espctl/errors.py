@@ -7,6 +7,7 @@ esp.errors.EspError
 ├── StoreError       a database that cannot be opened, read or written
 │   └── SchemaError  a database of another schema revision
 ├── RunError         a run that is unknown, ambiguous, or in the wrong state
+├── PausedError      a full disk or a lost device stopped the work, which can go on
 ├── ExpressionError  a filter or an SQL statement that cannot be understood, and where
 └── Interrupted      the user stopped the work                           exit code 130
 ```
@@ -17,16 +18,24 @@ from __future__ import annotations
 import errno
 import sys
 
-from esp.errors import EspError
+from esp.errors import EspError, OutOfMemoryError
+from esp.registry import own_packages
 
 _SPACE = "free some disk space or choose another folder with --home, then run the same command again"
 _ACCESS = "check the owner and the mode of the file, or choose another folder with --home"
+_OPENING = "check that the disk is not full, and the owner and the mode of the file and of its folder"
 _BUG = "this is a defect of espctl: run the command again with ESPCTL_DEBUG=1 and report the traceback"
-_MEMORY = "lower compute.chunk (images per pass) or the batch size, or close other programs"
+_MEMORY = "lower compute.chunk (images per pass), the batch size or --jobs, or close other programs"
+_DEVICE = "look at it with nvidia-smi, then run the same command again"
+_OWN = "this module is not of espctl: correct it; with ESPCTL_DEBUG=1 the command prints the traceback"
 _EXTRAS = {"optuna": "tune", "plotly": "tune"}  # package -> what it is installed with
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+REBUILD = "make it anew from the run folders: espctl db rebuild"
 _OS_REASONS = {
     errno.ENOSPC: ("the disk is full", _SPACE),
     errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EFBIG: ("the file would exceed the largest size allowed here", "raise the limit: ulimit -f unlimited"),
+    errno.EIO: ("the disk cannot be read or written", "check the disk, then run the same command again"),
     errno.EROFS: ("the file system is read-only", "choose a writable folder with --home"),
     errno.EACCES: ("permission denied", _ACCESS),
     errno.EPERM: ("operation not permitted", _ACCESS),
@@ -34,14 +43,15 @@ _OS_REASONS = {
 }
 _DATABASE_REASONS = (
     ("database is locked", "the database is locked by another process", "wait until it ends, then try again"),
-    ("no such table", "the database lacks a table", "run: espctl db upgrade"),
-    ("no such column", "the database lacks a column", "run: espctl db upgrade"),
+    ("no such table", "the database lacks a table", REBUILD),
+    ("no such column", "the database lacks a column", REBUILD),
     ("disk is full", "the disk is full, the database cannot be written", _SPACE),
     ("disk I/O error", "the disk with the database cannot be used, it may be full", _SPACE),
     ("readonly database", "the database is read-only", _ACCESS),
-    ("unable to open", "the database file cannot be opened", _ACCESS),
-    ("not a database", "the database file is not an SQLite database", "move the file away and run: espctl db upgrade"),
-    ("malformed", "the database file is damaged", "move the file away and run: espctl db upgrade"),
+    ("unable to open", "the database file cannot be opened", _OPENING),
+    ("not a database", "the database file is not an SQLite database", REBUILD),
+    ("malformed", "the database file is damaged", REBUILD),
+    ("decode to UTF-8", "the database file is damaged", REBUILD),
 )
 
 
@@ -63,6 +73,10 @@ class SchemaError(StoreError):
 
 class RunError(EspError):
     """A run that is unknown, ambiguous, or not in the state that the command needs."""
+
+
+class PausedError(EspError):
+    """Something outside of the program stopped the work, which can go on from what was saved last."""
 
 
 class ExpressionError(EspError):
@@ -108,13 +122,41 @@ def translate(error: BaseException) -> EspError:
         return _from_import(error)
     if _is_a(error, "sqlalchemy.exc", "SQLAlchemyError") or _is_a(error, "sqlite3", "Error"):
         return _from_database(error)
-    if (
-        isinstance(error, MemoryError)
-        or _is_a(error, "torch", "OutOfMemoryError")
-        or "can't allocate memory" in str(error)
-    ):
-        return EspError("out of memory", _MEMORY)
+    if _is_a(error, "optuna.exceptions", "StorageInternalError") and error.__cause__ is not None:
+        return translate(error.__cause__)
+    if _ran_out_of_memory(error):
+        return OutOfMemoryError("out of memory", _MEMORY)
+    if _is_a(error, "torch", "AcceleratorError") or (isinstance(error, RuntimeError) and "CUDA" in str(error)):
+        return PausedError(f"the device failed: {_first_line(error)}", _DEVICE)
+    if own := _own_line(error):
+        return EspError(f"{own} raised {type(error).__name__}: {_first_line(error)}", _OWN)
     return EspError(f"unexpected {type(error).__name__}: {_first_line(error)}", _BUG)
+
+
+def _own_line(error: BaseException) -> str:
+    """The line of the user's own method, network or the like in which an error arose; empty when it was not in one."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        package = str(step.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if package in own_packages:
+            found = f"line {step.tb_lineno} of {step.tb_frame.f_code.co_filename}"
+        step = step.tb_next
+    return found
+
+
+def may_pass(error: EspError) -> bool:
+    """Whether work that stopped with this error can go on once its cause is gone: a full disk, a lost device."""
+    return isinstance(error, PausedError) or (isinstance(error, StoreError) and error.hint == _SPACE)
+
+
+def cause_of(hint: str) -> str:
+    """What a hint says about removing the cause, without how to go on, for a caller that knows the line for that."""
+    return hint.partition(", then run the same")[0].partition(" or choose another folder")[0]
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    memory = sys.modules.get("esp.memory")  # which imports torch; without that nothing but Python can run out
+    return isinstance(error, MemoryError) or bool(memory and memory.is_out_of_memory(error))
 
 
 def _from_os(error: OSError) -> EspError:
@@ -122,7 +164,8 @@ def _from_os(error: OSError) -> EspError:
         error.errno or 0, (error.strerror or _first_line(error), "check the path and try again")
     )
     files = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return EspError(": ".join([*files[:1], reason[:1].lower() + reason[1:]]), hint)
+    kind = PausedError if error.errno in _PASSING else EspError
+    return kind(": ".join([*files[:1], reason[:1].lower() + reason[1:]]), hint)
 
 
 def _from_import(error: ModuleNotFoundError) -> EspError:

@@ -53,12 +53,16 @@ class Paths:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Compute:
-    """The device and how work is cut up for it; `chunk` in images, `checkpoint_every` in seconds."""
+    """The device and how work is cut up for it.
+
+    `chunk` in images, `stack` in networks, 0 for what fits; `checkpoint_every` in seconds.
+    """
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     chunk: _Count = 512
+    stack: Annotated[int, Field(ge=0, le=100_000)] = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 60.0
 
 

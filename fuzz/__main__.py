@@ -1,13 +1,20 @@
-"""`python -m fuzz [NAME ...] [--seconds N]`: each target in a process of its own; exit 1 when one finds something."""
+"""`python -m fuzz [NAME ...] [--seconds N] [--output FOLDER]`: each target in a process of its own.
+
+It exits with 1 when one finds something; the figures go into `DATE-cpu-COMMIT-fuzz.json` in the folder.
+"""
 
 from __future__ import annotations
 
 import argparse
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def main() -> int:
@@ -15,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of fuzz.targets.TARGETS; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the figures there as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -25,15 +33,31 @@ def main() -> int:
     unknown = set(given.names) - set(TARGETS)
     if unknown:
         parser.error(f"unknown target {min(unknown)!r}")
-    found = [name for name in given.names or TARGETS if not _clean(name, given.seconds)]
+    counts: dict[str, dict[str, int]] = {}
+    found = [name for name in given.names or TARGETS if not _clean(name, given.seconds, counts)]
     print(f"{len(given.names or TARGETS)} targets, findings in: {', '.join(found) or 'none'}")
+    if given.output:
+        _write(given.output, {"targets": counts, "findings": found})
     return 1 if found else 0
 
 
-def _clean(name: str, seconds: int) -> bool:
+def _write(folder: Path, figures: dict[str, Any]) -> None:
+    """The figures with when, where and of what they are."""
+    from esp import files  # not above: a target must see what it imports instrumented
+
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit, date = done.stdout.strip(), datetime.now(UTC).isoformat(timespec="seconds")
+    facts = {"date": date, "commit": commit or None, "device": "cpu", "machine": platform.platform()}
+    files.write_json(folder / f"{date[:10]}-cpu-{commit[:7] or 'unknown'}-fuzz.json", {**figures, **facts})
+
+
+def _clean(name: str, seconds: int, counts: dict[str, dict[str, int]]) -> bool:
     command = [sys.executable, "-m", "fuzz", "--one", name, "--seconds", str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds + 300)
     last = [line for line in done.stderr.splitlines() if line.startswith(("Done ", "#"))][-1:]
+    ran = re.search(r"Done (\d+) runs in (\d+)", "".join(last)) or re.match(r"#(\d+)()", "".join(last))
+    counts[name] = {"executions": int(ran[1]) if ran else 0, "seconds": int(ran[2] or seconds) if ran else seconds}
     print(f"{name:14} {'nothing found' if done.returncode == 0 else 'FOUND'}  {''.join(last)}", flush=True)
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", flush=True)

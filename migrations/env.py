@@ -33,7 +33,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
     render_as_batch=True,
-    transaction_per_migration=True,
+    transaction_per_migration=not context.config.attributes["at_once"],
     transactional_ddl=True,  # SQLite can, once the driver leaves transactions alone; Alembic assumes that it does not
     render_item=plain_type,
     compare_type=True,

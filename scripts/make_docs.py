@@ -3,7 +3,8 @@
     python scripts/make_docs.py [--check]
 
 `docs/commands.md` is every command with its options, `docs/schema.md` the database drawn from the models,
-`docs/settings.md` the commented `espctl.toml`. `--check` changes nothing and fails when a page differs.
+`docs/settings.md` the commented `espctl.toml`, `docs/reliability.md` what is promised with the newest figures of
+results/. `--check` changes nothing and fails when a page differs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from espctl import cli
 from espctl.store.models import Base
 
 TOP = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TOP / "scripts"))  # when a test loads this file by its path
+
+import reliability  # noqa: E402
+
 DOCS = TOP / "docs"
 NOTE = "<!-- made by scripts/make_docs.py: edit the program, not this page -->\n"
 
@@ -28,6 +33,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "commands.md": NOTE + "# Commands\n\n" + "\n".join(_commands()),
         DOCS / "schema.md": NOTE + _schema(),
+        DOCS / "reliability.md": NOTE + reliability.page(TOP / "results"),
         DOCS / "settings.md": f"{NOTE}# Settings\n\nEvery setting with its default.\n\n```toml\n{settings}```\n",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -29,3 +30,20 @@ def test_a_changed_result_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "results" / "a.md").write_text("| 1 |\n")
     old = "x\n<!-- from results/a.md -->\n| 2 |\n<!-- end -->\ny"
     assert _script().fill(old, tmp_path) == "x\n<!-- from results/a.md -->\n| 1 |\n<!-- end -->\ny"
+
+
+def test_the_newest_bench_is_shown_by_its_bounds(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    old = "<!-- from results/*-cpu-*-bench.json -->\nnot yet\n<!-- end -->"
+    assert _script().fill(old, tmp_path) == old
+    row = {"what": "a", "against": "b", "unit": "s", "ours": 0.05, "other": 0.1, "ratio": 0.5, "low": 0.4, "high": 0.6}
+    row |= {"runs": 7, "target": 0.4, "reached": False}
+    alone = {**row, "what": "c", "against": "", "other": None, "ratio": None, "target": 0.2, "reached": True}
+    told = {"device": "CPU", "torch": "2", "commit": "0", "date": "2026-01-02", "size": "cpu"}
+    bench = {**told, "rows": [row, alone, {**row, "what": "unbounded", "target": None}]}
+    (tmp_path / "results" / "2026-01-02-cpu-0-bench.json").write_text(json.dumps(bench))
+    (tmp_path / "results" / "2026-01-01-cpu-9-bench.json").write_text(json.dumps({**bench, "rows": []}))
+    found = _script().fill(old, tmp_path)
+    assert "| a | b | 50 ms | 0.1 s | 0.5 (0.4 to 0.6, 7) | 0.4 | **no** |" in found
+    assert "| c |  | 50 ms |  | 50 ms (0.4 s to 0.6 s, 7) | 0.2 s | yes |" in found
+    assert "unbounded" not in found

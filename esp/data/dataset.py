@@ -178,5 +178,6 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """Per-channel values as [c, 1, 1] of the type and device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+    """Per-channel values as [c, 1, 1] of the type and device of `like`; made there, for a transfer would wait."""
+    parts = [torch.full((1,), value, dtype=like.dtype, device=like.device) for value in values]
+    return torch.cat(parts)[:, None, None]

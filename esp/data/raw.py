@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +158,13 @@ def _histogram(pixels: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return counts
 
 
+_PARSER_ERRORS = (
+    ValueError, LookupError, ArithmeticError, AssertionError, EOFError, TypeError, RuntimeError, SyntaxError,
+    struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy, Pillow and scipy raise on damaged files; the last of a header that numpy takes for Python."""
+
+
 @contextmanager
 def reading(what: str, path: Path) -> Iterator[None]:
     """Turn whatever a parser raises on a damaged file into a `DataError` that names the file."""
@@ -163,6 +172,6 @@ def reading(what: str, path: Path) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise DataError(f"{path} does not fit into memory", "use fewer or smaller images") from error
-    except (ValueError, KeyError, IndexError, AssertionError, EOFError, TypeError, RuntimeError, SyntaxError) as error:
+    except _PARSER_ERRORS as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable {what} ({detail})", "check the file, or make it again") from error

@@ -77,8 +77,10 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DataError(f"{path} is not a readable npz file ({error})", "make the file again") from error
 
 
-def _native(array: np.ndarray[Any, Any], name: str, path: Path) -> Tensor:
+def _native(array: object, name: str, path: Path) -> Tensor:
     """A tensor of a numpy array; torch knows neither other byte orders nor all unsigned types."""
+    if not isinstance(array, np.ndarray):  # a member that does not begin as an array is handed out as bytes
+        raise DataError(f"{path}: {name} is no numpy array", "make the file again with numpy.savez")
     if array.dtype.kind not in "uif":
         raise DataError(f"{path}: {name} has the type {array.dtype}", "use uint8 or float images, and integer labels")
     if array.dtype.kind == "u" and array.dtype != np.uint8:

@@ -16,6 +16,7 @@ from esp.errors import InputError
 from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_options, require_segments
 from esp.rng import Key
 from esp.subspace import Subspace
+from esp.trajectory import Experts
 
 ProjNorm = Literal["l1", "l2", "l2sq", "relative"]
 
@@ -110,6 +111,8 @@ class ESP:
         here = key.fold("step", done)
         segment = key.fold("segment", done // self.restart)
         first, space = self._segment(task, segment)
+        if task.device.type == "cuda":  # a CPU would only share itself between the two: bench/segments.py
+            self._prepare(task, key, done // self.restart + 1)
         task = task.frozen(first, segment.fold("statistics"))
         student = self._student(state, first, space)
         theta = space.point(student) if self.inner_step == "projected" else student
@@ -132,10 +135,20 @@ class ESP:
     def _segment(self, task: Task, key: Key) -> tuple[Tensor, Subspace]:
         """First snapshot and subspace of the segment that `key` draws."""
         assert task.experts is not None
+        return task.experts.segment(*self._draw(task.experts, key), self.segment, task.device)
+
+    def _prepare(self, task: Task, key: Key, number: int) -> None:
+        """Have the segment of that number read while this one is used, if there will be one."""
+        assert task.experts is not None
+        if number * self.restart < self.steps:
+            drawn = self._draw(task.experts, key.fold("segment", number))
+            task.experts.prepare(*drawn, self.segment, task.device)
+
+    def _draw(self, experts: Experts, key: Key) -> tuple[int, int]:
+        """Expert and start epoch."""
         generator = key.generator()
-        expert = int(torch.randint(len(task.experts.trajectories), (), generator=generator))
-        start = int(torch.randint(self.start_min, self.start_max + 1, (), generator=generator))
-        return task.experts.segment(expert, start, self.segment, task.device)
+        expert = int(torch.randint(len(experts.trajectories), (), generator=generator))
+        return expert, int(torch.randint(self.start_min, self.start_max + 1, (), generator=generator))
 
     def _student(self, state: State, first: Tensor, space: Subspace) -> Tensor:
         """Where the student is: coordinates [k] in the subspace, or weights [p] when its steps may leave it."""

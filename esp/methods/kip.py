@@ -5,6 +5,7 @@ RFAD: Loo et al., "Efficient Dataset Distillation using Random Feature Approxima
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from esp.core import Metrics, State, Task, learned, synthetic_parameters
 from esp.errors import InputError
 from esp.kernels import random_features
-from esp.methods._matching import Rates, require_options
+from esp.methods._matching import Rates, View, require_options
 from esp.optim import Tensors, adam, below, prefixed, start_adam
+from esp.parametrisation import decode_all
 from esp.regression import Batch, Regression
 from esp.rng import Key
 
@@ -100,7 +102,7 @@ class KIP:
         """One update against fresh real images."""
         classes, done = task.data.num_classes, int(state["step"])
         count, here = max(1, self.targets // classes), key.fold("step", done)
-        images, labels = task.real(list(range(classes)), count, here)
+        images, labels = task.real_rows(list(range(classes)), count, here)
         if self.labels == "solved":
             return self._solve_step(task, state, images, labels, here)
         rows = learned(state).get("labels")
@@ -115,7 +117,7 @@ class KIP:
 
     def _solve_step(self, task: Task, state: State, images: Tensor, labels: Tensor, key: Key) -> tuple[State, Metrics]:
         """Add real images to the normal equations of the label rows, and solve them."""
-        support, batches = _decoded(task, synthetic_parameters(state)).detach(), _batches(task, images, labels)
+        support, batches = decode_all(task.parametrisation, synthetic_parameters(state)), _Targets(task, images, labels)
         regression = self._regression(task, key)
         gram, moment = regression.normal_equations(support, batches)
         gram, moment = state["gram"] + gram, state["moment"] + moment
@@ -141,7 +143,7 @@ class KIP:
         Args:
             task: what the set is for; `chunk` bounds the images at a time.
             parameters: of the synthetic set.
-            images: normalised target images [m, c, h, w].
+            images: normalised target images [m, c, h, w], or their row numbers [m], read a chunk at a time.
             labels: their classes [m].
             rows: label rows [n, classes] of the synthetic set; None for one-hot ones.
             key: names the networks of `conv`.
@@ -149,12 +151,11 @@ class KIP:
         Returns:
             The loss [], and slopes in every parameter and, as `labels`, in the rows.
         """
-        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        decoded = _decoded(task, leaves)
+        decoded = decode_all(task.parametrisation, parameters)
         rows = one_hot(task, task.labels) if rows is None else rows
-        value, on_images, on_rows = self._regression(task, key).slopes(decoded, rows, _batches(task, images, labels))
-        found = torch.autograd.grad(decoded, list(leaves.values()), on_images)
-        return value, {**dict(zip(leaves, found, strict=True)), "labels": on_rows}
+        value, on_images, on_rows = self._regression(task, key).slopes(decoded, rows, _Targets(task, images, labels))
+        slopes = View(task, parameters, ()).pull(lambda images, places: on_images[places].to(images))
+        return value, {**slopes, "labels": on_rows}
 
     def accuracy(
         self,
@@ -167,7 +168,7 @@ class KIP:
         right, data, regression = 0, task.data, self._regression(task, key.fold("test"))
         rows = one_hot(task, task.labels) if rows is None else rows
         with torch.no_grad():
-            support = _decoded(task, parameters)
+            support = decode_all(task.parametrisation, parameters)
             weights = regression.weights(regression.kernel(support, support), rows.to(torch.float64))
             for x, y in zip(
                 torch.split(data.test_images, task.chunk), torch.split(data.test_labels, task.chunk), strict=True
@@ -184,16 +185,23 @@ class KIP:
         return Regression(self.conv_ridge, features=features)
 
 
-def _decoded(task: Task, parameters: Tensors) -> Tensor:
-    """Every image of the set, [n, c, h, w]."""
-    made = task.parametrisation
-    return made.decode(parameters, 0, made.frame.classes * made.units)
+@dataclass(frozen=True)
+class _Targets:
+    """Real images and their label rows less 1 / classes, a chunk at a time and anew each time that they are asked."""
 
+    task: Task
+    images: Tensor
+    labels: Tensor
 
-def _batches(task: Task, images: Tensor, labels: Tensor) -> list[Batch]:
-    """Images in chunks, with one-hot rows less 1 / classes."""
-    targets = one_hot(task, labels) - 1 / task.data.num_classes
-    return list(zip(torch.split(images, task.chunk), torch.split(targets, task.chunk), strict=True))
+    @property
+    def entries(self) -> int:
+        return len(self.labels) * self.task.data.num_classes
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = zip(*(torch.split(part, self.task.chunk) for part in (self.images, self.labels)), strict=True)
+        for images, labels in parts:
+            x = self.task.images(images) if images.ndim == 1 else images
+            yield x, one_hot(self.task, labels) - 1 / self.task.data.num_classes
 
 
 def one_hot(task: Task, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ methods.md 11 and 15.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
-from esp.derivatives import loss_sum
 from esp.errors import InputError
 from esp.methods._matching import Rates, View, mean_gradient, require_options, require_segments
 from esp.optim import below, prefixed, sgd
@@ -50,8 +50,8 @@ class MTT:
         lr_pixels, momentum: of SGD on pixels; the momentum is also that of the student's learning rate.
         lr_codes, lr_decoders: Adam's learning rates for latent codes, falling linearly to zero.
         augmentation: DSA strategy, one operation per student step with parameters for each image.
-        gradient: `unrolled`, exact, with memory that grows with `student_steps`; or `tesla`, an approximation that
-            takes the student's weights for constants (equal at one student step), with constant memory.
+        gradient: `unrolled`, exact, with memory for `student_steps` vectors of weights; or `tesla`, an approximation
+            that takes the student's weights for constants (equal at one student step).
         start: `noise`, `real`, or `auto`: real where the parametrisation stores images.
     """
 
@@ -149,6 +149,9 @@ def unrolled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss [] of a student that takes one step for each of `batches`, and its derivatives in the images and the rate.
 
+    Exact, and no graph of all steps is kept: with a = d loss / d theta after a step, a step's own derivatives are those
+    of -rate <its gradient, a>, and a before it is a - rate H a. Memory is one vector [p] for each step, and a chunk.
+
     Args:
         task: with the student's network.
         images: the whole synthetic set, [n, c, h, w].
@@ -156,16 +159,33 @@ def unrolled(
         start, target: weights [p] that the student begins with, and should end with.
         batches: without any the loss is 1.
     """
-    images, rate, theta = (value.detach().requires_grad_() for value in (images, rate, start))
-    leaves = (images, rate)
+    visited, theta = list[Tensor](), start
     for batch in batches:
-        x, targets = _see(task, images, batch)
-        loss = loss_sum(task.network(theta, x)[1], targets, "ce") / len(x)
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        theta = theta - rate * gradient
-    value = (theta - target).square().sum() / (start - target).square().sum()
-    slope, rate_slope = torch.autograd.grad(value, leaves, materialize_grads=True)
-    return value.detach(), slope, rate_slope
+        visited.append(theta)
+        theta = theta - rate * mean_gradient(task, theta, _chunks(task, images, batch))
+    gap, scale = theta - target, (start - target).square().sum()
+    pull, slope, rate_slope = 2 * gap / scale, torch.zeros_like(images), torch.zeros_like(rate)
+    for theta, batch in zip(reversed(visited), reversed(batches), strict=True):
+        leaf, count, parts = images.detach().requires_grad_(), len(batch[0]), list[Tensor]()
+        x, targets = _see(task, leaf, batch)
+        back = torch.zeros_like(pull)
+        for part, aims in _split(task, x.detach(), targets):
+            value, on_theta, on_images = task.derivatives().adjoint(theta, pull, part, aims)
+            rate_slope, back = rate_slope - value / count, back + on_theta / count
+            parts.append(-rate / count * on_images)
+        slope += torch.autograd.grad(x, leaf, torch.cat(parts))[0]
+        pull = pull - rate * back
+    return gap.square().sum() / scale, slope, rate_slope
+
+
+def _split(task: Task, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and targets in chunks."""
+    return zip(torch.split(images, task.chunk), torch.split(targets, task.chunk), strict=True)
+
+
+def _chunks(task: Task, images: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a student sees in a step, in chunks, without a graph."""
+    return _split(task, *_see(task, images, batch))
 
 
 def tesla(
@@ -178,8 +198,7 @@ def tesla(
     """
     visited, total, theta = [], torch.zeros_like(start), start
     for batch in batches:
-        seen = zip(*(torch.split(part, task.chunk) for part in _see(task, images, batch)), strict=True)
-        gradient = mean_gradient(task, theta, seen)
+        gradient = mean_gradient(task, theta, _chunks(task, images, batch))
         visited.append(theta)
         total, theta = total + gradient, theta - rate * gradient
     gap, scale = start - rate * total - target, (start - target).square().sum()
@@ -192,7 +211,7 @@ def tesla(
             task.derivatives().mixed_pullback(
                 theta, along, part, aims, part.new_zeros(len(part), task.network.features)
             )
-            for part, aims in zip(torch.split(x.detach(), task.chunk), torch.split(targets, task.chunk), strict=True)
+            for part, aims in _split(task, x.detach(), targets)
         ]
         slope += torch.autograd.grad(x, leaf, torch.cat(cotangents))[0]
     return gap.square().sum() / scale, slope, -2 * (total @ gap) / scale

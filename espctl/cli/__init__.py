@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -133,7 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if "" not in sys.path:
         sys.path.append("")  # last: it must hide no installed module
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # when the command is done, Ctrl-C ends without a traceback
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code == exit_code(Interrupted()):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)  # everything is saved; what libraries would still wait for, such as compilers, takes seconds
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -146,6 +154,8 @@ def run(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(app)
         with signals.stoppable():
             result = command.main(list(arguments), prog_name="espctl", standalone_mode=False, terminal_width=width)
+        if result == 130:  # Typer's, where it heard of an interrupt first: before a command was begun
+            raise Interrupted
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:  # `espctl runs list | head`: the reader has seen enough

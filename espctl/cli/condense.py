@@ -53,6 +53,9 @@ FromStudy = Annotated[
         autocompletion=options.complete_study,
     ),
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Show where the time of a step goes; keep nothing but a Chrome trace.")
+]
 Again = Annotated[bool, typer.Option("--again", help="Repeat a run that was made before.")]
 CheckpointEvery = Annotated[float | None, typer.Option(help="Seconds between checkpoints.")]
 
@@ -73,6 +76,7 @@ def condense(
     resume: Resume = None,
     again: Again = False,
     dry_run: options.DryRun = False,
+    profile: Profile = False,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
@@ -101,6 +105,8 @@ def condense(
         **options.output_flags(home, json, quiet),
     }
     project = Project.open(flags)
+    if profile:
+        _require_alone(resume, dry_run, again)
     if resume:
         _resume(project, resume, dry_run)
         return
@@ -117,8 +123,21 @@ def condense(
         from espctl.cli import dry_run as estimate
 
         estimate.condensation(project, request)
+    elif profile:
+        from espctl.cli import profile as profiling
+
+        profiling.condensation(project, request)
     else:
         _make(project, request, again)
+
+
+def _require_alone(resume: str | None, dry_run: bool, again: bool) -> None:
+    """Profiling is something else than these."""
+    from espctl.errors import UsageError
+
+    for option, given in (("--resume", resume), ("--dry-run", dry_run), ("--again", again)):
+        if given:
+            raise UsageError(f"--profile and {option} exclude each other", "leave out one of the two")
 
 
 def _resume(project: Any, name: str, dry_run: bool) -> None:
@@ -136,10 +155,14 @@ def _make(project: Any, request: Any, again: bool) -> None:
 
     prepared = service.prepare(project, request)
     known = service.existing(project, prepared)
-    if known and not again:
+    if known and not again and not service.is_begun(project, known):
         _known(project, known)
         return
-    _carry_out(project, prepared.run, prepared.steps, lambda on_progress: service.start(project, prepared, on_progress))
+    on_wait = outcome.waiting(project.settings.output.quiet)
+    _carry_out(
+        project, prepared.run, prepared.steps,
+        lambda on_progress: service.start(project, prepared, on_progress, again, on_wait),
+    )  # fmt: skip
 
 
 def _request(

@@ -35,6 +35,26 @@ def upgrade(home: options.Home = None, json: options.Json = None) -> None:
 
 
 @app.command()
+def rebuild(home: options.Home = None, json: options.Json = None) -> None:
+    """Make the database anew from the folders of runs, experts and studies; a damaged one is kept beside it."""
+    from espctl import render
+    from espctl.services import db
+    from espctl.services.project import Project
+
+    project = Project.open({"home": home, "output.json": json})
+    done = db.rebuild(project)
+    for folder, reason in done.runs.unreadable:
+        render.note(f"not read: {folder}: {reason}")
+    if project.settings.output.json:
+        render.emit_json(done)
+        return
+    if done.replaced:
+        render.line(f"the database as it was: {render.path(done.replaced)}")
+    counts = f"{len(done.runs.added)} runs, {done.experts} experts, {done.datasets} data sets, {done.studies} studies"
+    render.line(f"{done.database} was made from the folders: {counts}")
+
+
+@app.command()
 def backup(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="The copy; by default beside the database, with the time.")

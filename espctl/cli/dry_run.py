@@ -24,7 +24,7 @@ def condensation(project: Any, request: Any) -> None:
     render.record(
         {
             "run": f"{found.run} (not entered)",
-            "device": _device(found.compute),
+            "device": device_text(found.compute),
             "start": f"{found.start_seconds:.1f} s",
             "compilation": f"{found.compile_seconds:.1f} s" if found.compute.compile else "off",
             "steps": steps if found.steps else "none: a selection, carried out",
@@ -68,7 +68,7 @@ def building(found: Any) -> None:
     render.record(
         {
             "store": found.store,
-            "device": _device(found.compute),
+            "device": device_text(found.compute),
             "to train": f"{found.missing} experts of {found.epochs} epochs, {found.finished} are there",
             "epoch": f"{found.epoch_seconds:.4g} s",
             "one expert": render.duration(found.seconds),
@@ -79,7 +79,8 @@ def building(found: Any) -> None:
     )
 
 
-def _device(compute: Any) -> str:
+def device_text(compute: Any) -> str:
+    """Where and how it is computed."""
     threads = f", {compute.threads} threads" if compute.device == "cpu" else ""
     return f"{compute.device}{threads}, {'compiled' if compute.compile else 'not compiled'}"
 

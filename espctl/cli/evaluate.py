@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from espctl.cli import options
+from espctl.cli import options, outcome
 
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Networks to train, seeds 0, 1, ...")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Cut the protocol; its name then says so.")]
@@ -17,7 +17,7 @@ Rates = Annotated[list[float] | None, typer.Option("--lr", help="Learning rates 
 Baseline = Annotated[
     bool, typer.Option("--baseline/--no-baseline", help="Score random selection and herding of equal size too.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Networks trained at the same time.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Processes that train networks; 0 for what is faster.")]
 
 
 def evaluate(
@@ -29,7 +29,8 @@ def evaluate(
     select: Select = None,
     lr: Rates = None,
     baseline: Baseline = True,
-    jobs: Jobs = 1,
+    jobs: Jobs = 0,
+    stack: options.Stack = None,
     device: options.Device = None,
     threads: options.Threads = None,
     compile: options.Compile = None,
@@ -51,6 +52,7 @@ def evaluate(
         "evaluate.protocol": protocol,
         "evaluate.network": network,
         "evaluate.seeds": seeds,
+        "compute.stack": stack,
         **options.compute_flags(device, threads, compile),
         **options.output_flags(home, json, quiet),
     }
@@ -82,7 +84,7 @@ def _train(project: Any, service: Any, run: str, items: Any, jobs: int) -> None:
             done[event["run"], event["seed"]] = event["epoch"]
             progress.update(sum(done.values()), run=event["run"].partition("-")[0], seed=event["seed"])
 
-        for record in service.score(project, items, jobs, on_event):
+        for record in service.score(project, items, jobs, on_event, outcome.waiting(output.quiet or output.json)):
             render.note(f"{record.run_id} seed {record.seed}: {record.accuracy:.2%}", output.quiet or output.json)
 
 

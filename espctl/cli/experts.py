@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from esp.spaces import NORMALISED
-from espctl.cli import options
+from espctl.cli import options, outcome
 
 app = typer.Typer()
 
@@ -36,6 +36,7 @@ def build(
     lr: Rate = None,
     dtype: Type = None,
     jobs: Jobs = None,
+    stack: options.Stack = None,
     seed: Seed = 0,
     held_out: HeldOut = None,
     space: options.Space = None,
@@ -60,6 +61,7 @@ def build(
         "experts.lr": lr,
         "experts.dtype": dtype,
         "experts.jobs": jobs,
+        "compute.stack": stack,
         **options.compute_flags(device, threads, compile),
         **options.output_flags(home, json, quiet),
     }
@@ -98,7 +100,7 @@ def _train(project: Any, items: Any) -> list[Any]:
                 sum(epochs_done.values()), expert=event["number"], loss=event["loss"], accuracy=event["accuracy"]
             )
 
-        for expert in experts.build(project, items, on_event):
+        for expert in experts.build(project, items, on_event, outcome.waiting(output.quiet)):
             made.append(expert)
     return made
 

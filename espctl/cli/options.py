@@ -153,6 +153,9 @@ Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="au
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="CPU threads; 0 for torch's own choice.")]
 Compile = Annotated[str | None, typer.Option("--compile", metavar="WHEN", help="Compile the step: auto, on, or off.")]
 Chunk = Annotated[int | None, typer.Option("--chunk", min=1, help="Images in one pass; fewer need less memory.")]
+Stack = Annotated[
+    int | None, typer.Option("--stack", min=0, help="Networks trained as one program; 0: as fit a GPU, 1 on a CPU.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost, from a few steps of it.")]
 Log = Annotated[
     str | None,

@@ -1,8 +1,16 @@
-"""How a condensation is shown while it runs and when it is done, whichever command made it."""
+"""How work is shown while it is done, and a condensation when it is done, whichever command made it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+
+def waiting(quiet: bool) -> Callable[[str], None]:
+    """What tells, unless `quiet`, that this process waits for what another one is making."""
+    from espctl import render
+
+    return lambda name: render.note(f"another process is making {name}: waiting for it", quiet)
 
 
 def metrics(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,20 @@ from typing import Any
 import torch
 
 from esp.errors import InputError
+from esp.networks.flat import Network
+from esp.stacked import bytes_each, require_stackable, stackable
 from espctl import settings
 
 # An eager CPU core does about this much; a step that runs for minutes pays for half a minute of compilation.
 FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
 WORTH_COMPILING = 240.0  # seconds
+WORTH_PROCESSES = 30.0  # seconds; a process needs a few of them to begin
+STEP_SECONDS = 0.003
+"""A step takes a CPU no less, however small the network: so much it takes to start its operations."""
+FILLED = 0.7
+"""The part of a GPU's free memory that a stack is made for; what it needs is an estimate."""
+HELD_BYTES = 2 * 10**9
+"""Of the trajectories that are in training, so that an interrupt does not take long to save them."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,58 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
         able = any(shutil.which(name) for name in ("c++", "g++", "clang++", "gcc"))
         compiled = able and flops / (FLOPS_PER_SECOND[kind] * (threads if kind == "cpu" else 1)) > WORTH_COMPILING
     return Compute(device, threads, chosen.chunk, compiled)
+
+
+def stack_of(
+    chosen: settings.Compute, network: Network, batch: int, most: int, jobs: int = 1, host_bytes: int = 0
+) -> int:
+    """Networks that are trained as one program.
+
+    By itself it is more than one on a GPU alone. There it is as many as fit, in stacks of equal size. On a CPU the
+    numbers of a network would depend, to rounding, on which others are still to be trained; and there only the
+    smallest networks gain by it.
+
+    Args:
+        chosen: the settings.
+        network, batch: what is trained, and images of a step.
+        most: networks that are to be trained.
+        jobs: processes that share the device.
+        host_bytes: memory of this machine that each needs while it is trained.
+
+    Raises:
+        InputError: a stack was asked for, and the network cannot be stacked.
+    """
+    if chosen.stack > 1:
+        require_stackable(network)
+        return max(1, min(chosen.stack, most))
+    device, share = _present(device_of(chosen)), -(-most // jobs)
+    if chosen.stack == 1 or share <= 1 or device.type != "cuda" or not stackable(network):
+        return 1
+    free = torch.cuda.mem_get_info(device)[0]
+    fits = int(FILLED * free / jobs) // bytes_each(network, batch)
+    if host_bytes:
+        fits = min(fits, HELD_BYTES // jobs // host_bytes)
+    stacks = -(-share // max(1, fits))
+    return -(-share // stacks)
+
+
+def jobs_of(chosen: settings.Compute, most: int, flops: float, steps: int) -> int:
+    """Processes that train networks beside each other, the faster of one and one for each core of a CPU.
+
+    It follows from the whole of the work and not from what is left of it: threads, and with them the rounding of sums,
+    are those of an uninterrupted call.
+
+    Args:
+        chosen: the settings.
+        most: networks that are trained.
+        flops: operations of all of them.
+        steps: of each.
+    """
+    cores = len(os.sched_getaffinity(0)) // max(1, chosen.threads)
+    if most < 2 or cores < 2 or chosen.stack > 1 or _present(device_of(chosen)).type != "cpu":
+        return 1
+    seconds = max(flops / (FLOPS_PER_SECOND["cpu"] * cores), most * steps * STEP_SECONDS)
+    return min(cores, most) if seconds > WORTH_PROCESSES else 1
 
 
 def peak_memory(device: torch.device) -> int:

@@ -122,6 +122,7 @@ def _live(work: Callable[[T, pool.Report], None], item: T, connection: Connectio
 
     for number in signals.SIGNALS:
         signal.signal(number, signals.interrupt_once)
+    signals.listen()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     message: Any = None
     try:

@@ -9,7 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from functools import partial
 from typing import Any, TypeVar
 
-from espctl.errors import Interrupted
+from esp.errors import EspError
+from espctl.errors import Interrupted, translate
 from espctl.jobs import signals
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ def _begin(events: Any) -> None:
     _events = events
     for number in signals.SIGNALS:
         signal.signal(number, signals.interrupt_once)
+    signals.listen()
 
 
 def _call(work: Callable[[T, Report], R], item: T) -> R:
@@ -82,6 +84,10 @@ def _call(work: Callable[[T, Report], R], item: T) -> R:
             return work(item, partial(_report, _events.put))
     except KeyboardInterrupt as error:  # a worker must end with an exception that travels
         raise Interrupted from error
+    except Exception as error:  # as a sentence, for its traceback does not travel
+        if isinstance(error, EspError):
+            raise
+        raise translate(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
 

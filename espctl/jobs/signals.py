@@ -3,19 +3,27 @@
 Python raises KeyboardInterrupt between any two of its instructions. Where a library's C code called that Python code,
 it may make another exception of it, or drop it. So that an interrupt was heard is remembered here: within `stoppable`
 an exception that follows one is taken for it, and `check`, called at every step of long work, raises it once more.
+
+Nothing is raised while one call of a library goes on, and the decomposition of a large matrix takes minutes. Then a
+thread hears of the signal, has saved what there is, and ends the process: clusters kill what is still there soon after.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-from espctl.errors import Interrupted
+from espctl.errors import Interrupted, exit_code
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 2.5
+"""Seconds that a call of a library has to come to its end after a signal."""
 _pending = False
+_savers: list[Callable[[], None]] = []
 
 
 @contextmanager
@@ -29,10 +37,12 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     ours = before[signal.SIGTERM] in (interrupt, interrupt_once, ignore)
     outermost = not ours and threading.current_thread() is threading.main_thread()
+    stop: Callable[[], object] = list
     if outermost:
         _pending = False
         for number in SIGNALS:
             signal.signal(number, interrupt)
+        stop = listen()
     try:
         yield
     except Interrupted:
@@ -45,6 +55,53 @@ def stoppable() -> Iterator[None]:
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            stop()
+
+
+@contextmanager
+def saving(save: Callable[[], None]) -> Iterator[None]:
+    """Within the block `save` is called, by another thread, if a signal finds this one in a call that does not end."""
+    _savers.append(save)
+    try:
+        yield
+    finally:
+        _savers.remove(save)
+
+
+def listen() -> Callable[[], object]:
+    """Begin to end this process after `GRACE` if a signal is not heard by then; returns what ends the listening."""
+    here, there = os.pipe()
+    os.set_blocking(there, False)
+    before = signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(here, over), daemon=True).start()
+
+    def stop() -> None:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(there)  # which ends the thread
+
+    return stop
+
+
+def _watch(pipe: int, over: threading.Event) -> None:
+    """Read the signals that arrive, until the other end is closed; leave when one of them is not heard in time."""
+    with open(pipe, "rb", buffering=0) as file:
+        while numbers := file.read(1):
+            if numbers[0] in SIGNALS and not over.wait(GRACE) and not _pending:
+                _leave()
+
+
+def _leave() -> None:
+    """End the process from a thread beside the one that does not come back."""
+    for save in reversed(_savers):
+        with suppress(Exception):
+            save()
+    error = Interrupted()
+    with suppress(Exception):
+        sys.stderr.write(f"\nerror: {error.message}\nhint: {error.hint}\n")
+        sys.stderr.flush()
+    os._exit(exit_code(error))
 
 
 def check() -> None:

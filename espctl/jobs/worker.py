@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +26,13 @@ from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.trajectory import Experts, open_trajectory
-from espctl.errors import RunError
-from espctl.jobs import signals
+from espctl.jobs import locks, signals
 from espctl.jobs.compute import Compute, peak_memory
 
 Progress = Callable[[int, dict[str, float | str]], None]
 Watch = Callable[[Task, State], None]
 LOGGED_STEPS = 1_000
+_LABELS = ".labels.json."  # written by whoever labels the run, who does not hold it
 
 
 @dataclass
@@ -49,19 +48,19 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float | None = locks.GLANCE, on_wait: locks.OnWait = locks.silent) -> Iterator[None]:
     """Hold a run's folder for this process alone; the lock dies with the process. What a killed one left is removed.
 
+    Args:
+        wait: seconds to wait for another process; None until it is done, and then `on_wait` hears of it.
+
     Raises:
-        RunError: another process works on the run.
+        RunError: another process works on the run, or has removed it.
     """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"another process is working on {folder.name}", "wait for it, or stop it first") from error
-        for unfinished in folder.glob(".*.tmp"):
-            unfinished.unlink(missing_ok=True)
+    with locks.hold(folder, wait=wait, on_wait=on_wait):
+        for unfinished in files.unfinished(folder):
+            if not unfinished.name.startswith(_LABELS):
+                unfinished.unlink(missing_ok=True)
         yield
 
 
@@ -108,10 +107,12 @@ def work(
         home: folder that expert paths are relative to.
         checkpoint_every: seconds.
         on_progress: called with the number of steps done, and the latest metrics, images per second and memory.
+            Where memory was short, `chunk` says what it was lowered to.
         watch: called with the task and the state after every step; what it raises ends the work.
 
     Raises:
         KeyboardInterrupt: a checkpoint was written.
+        PausedError: the run can go on from its last checkpoint, of this moment if it could be written.
         EspError: the run cannot go on.
     """
     begun = datetime.now(UTC)
@@ -119,23 +120,26 @@ def work(
     request, compute = described["request"], Compute(**described["compute"])
     task = make_task(request, compute, cache, home)
     method = TypeAdapter(resolve(METHODS, "method", request["method"])).validate_python(request["method_options"])
-    state, clock = _resume(folder, task, described["key"])
+    state, clock, chunk = _resume(folder, task, described["key"])
+    task = task.chunked(chunk)
     run = _Run(folder, described["key"], task, clock, checkpoint_every, method.steps, state)
-    steps = condense(method, task, request["seed"], state)
-    run.advance(_watched(steps, task, watch) if watch else steps, on_progress)
-    return _finish(folder, described, task, run.state, clock, begun)
+    steps = condense(method, task, request["seed"], state, run.lower)
+    run.advance(_watched(steps, run, watch) if watch else steps, on_progress)
+    return _finish(folder, described, run, begun)
 
 
-def _watched(steps: Iterator[tuple[State, Metrics]], task: Task, watch: Watch) -> Iterator[tuple[State, Metrics]]:
+def _watched(steps: Iterator[tuple[State, Metrics]], run: _Run, watch: Watch) -> Iterator[tuple[State, Metrics]]:
+    # Watched before it is saved: a process that dies in between watches the same step again.
     for state, metrics in steps:
+        watch(run.task.chunked(run.lowered or run.task.chunk), state)
         yield state, metrics
-        watch(task, state)
 
 
-def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
+def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock, int]:
+    """State, time and chunk of the last checkpoint."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
-        return None, _Clock()
+        return None, _Clock(), task.chunk
     found = artifact.load(path)
     if (found.meta.get("kind"), found.meta.get("key")) != ("checkpoint", key):
         raise MismatchError(f"{path} belongs to another run", "remove the checkpoint to begin the run anew")
@@ -143,7 +147,7 @@ def _resume(folder: Path, task: Task, key: str) -> tuple[State | None, _Clock]:
         name: tensor.clone() if name == "step" else tensor.clone().to(task.device)
         for name, tensor in found.tensors.items()
     }
-    return state, _Clock(found.meta["seconds"])
+    return state, _Clock(found.meta["seconds"]), found.meta.get("chunk", task.chunk)
 
 
 @dataclass
@@ -157,11 +161,16 @@ class _Run:
     every: float
     total: int
     state: State | None
+    lowered: int = 0
+
+    def lower(self, chunk: int) -> None:
+        """A step did not fit into memory: from the next state on the run has this chunk."""
+        self.lowered = chunk
 
     def advance(self, steps: Iterator[tuple[State, Metrics]], on_progress: Progress) -> None:
         """Go to the last step; log metrics, keep checkpoints."""
         try:
-            with signals.stoppable(), _MetricsLog(self.folder / "metrics.jsonl") as log:
+            with signals.stoppable(), signals.saving(self._save), _MetricsLog(self.folder / "metrics.jsonl") as log:
                 self._follow(steps, log, on_progress)
         except KeyboardInterrupt:
             self._save()
@@ -170,11 +179,17 @@ class _Run:
             self.state = dict(error.state) if error.state is not None else self.state
             self._save()
             raise
+        except Exception:
+            # A full disk or a lost device may not let it be saved; the last checkpoint is there then.
+            with contextlib.suppress(Exception):
+                self._save()
+            raise
 
     def _follow(self, steps: Iterator[tuple[State, Metrics]], log: _MetricsLog, on_progress: Progress) -> None:
         saved, spacing = time.monotonic(), max(1, self.total // LOGGED_STEPS)
         first, begun = int(self.state["step"]) if self.state else 0, saved
         for self.state, metrics in steps:
+            self.task = self.task.chunked(self.lowered or self.task.chunk)
             signals.check()
             done = int(self.state["step"])
             if metrics and (done % spacing == 0 or done == self.total):
@@ -188,7 +203,9 @@ class _Run:
     def _cost(self, steps: int, seconds: float) -> dict[str, float | str]:
         """What is shown of the cost so far: synthetic images seen per second, and peak memory."""
         speed = steps * len(self.task.labels) / max(seconds, 1e-9)
-        return {"images/s": round(speed, 1), "memory": f"{peak_memory(self.task.device) / 1e6:.0f} MB"}
+        cost: dict[str, float | str] = {"images/s": round(speed, 1)}
+        cost["memory"] = f"{peak_memory(self.task.device) / 1e6:.0f} MB"
+        return {**cost, "chunk": f"{self.task.chunk}, memory was short"} if self.lowered else cost
 
     def _save(self) -> None:
         # On CUDA divergence is noticed some steps late; what came in between must not replace the last good state.
@@ -198,6 +215,7 @@ class _Run:
                 "key": self.key,
                 "step": int(self.state["step"]),
                 "seconds": self.clock.seconds,
+                "chunk": self.task.chunk,
             }
             artifact.save(self.folder / "checkpoint.safetensors", self.state, meta)
 
@@ -235,10 +253,9 @@ class _MetricsLog:
         self._file = self._path.open("a", encoding="utf-8")
 
 
-def _finish(
-    folder: Path, described: dict[str, Any], task: Task, state: State | None, clock: _Clock, begun: datetime
-) -> dict[str, Any]:
+def _finish(folder: Path, described: dict[str, Any], run: _Run, begun: datetime) -> dict[str, Any]:
     """Write the synthetic set, then the outcome, then drop the checkpoint."""
+    task, state = run.task, run.state
     assert state is not None  # `condense` yields at least the initial state of a run that starts
     request, path = described["request"], folder / "synthetic.safetensors"
     extra = {"run": folder.name, "method": request["method"], "seed": request["seed"], "key": described["key"]}
@@ -258,7 +275,8 @@ def _finish(
         "state": "finished",
         "started": begun.isoformat(),
         "finished": datetime.now(UTC).isoformat(),
-        "seconds": clock.seconds,
+        "seconds": run.clock.seconds,
+        "chunk": task.chunk,
         "peak_memory_bytes": peak_memory(task.device),
         "stored_numbers": condensed.stored_numbers(task.parametrisation, beside),
         "stored_bytes": 4 * condensed.stored_numbers(task.parametrisation, beside),  # float32

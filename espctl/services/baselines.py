@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from esp.data.dataset import OFFICIAL
+from espctl.errors import Interrupted
 from espctl.services import condense, experts
 from espctl.services.project import Project
 from espctl.store import runs as store_runs
@@ -48,4 +49,7 @@ def _selection(project: Project, record: RunRecord, method: str, store: str, spa
     known = condense.existing(chosen, prepared)
     if known and known.state == "finished":
         return known
-    return condense.start(chosen, prepared, lambda *_: None)
+    try:
+        return condense.start(chosen, prepared, lambda *_: None, again=False)
+    except Interrupted as error:  # it is the score that was asked for: the same command goes on with the selection too
+        raise Interrupted from error

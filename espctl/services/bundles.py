@@ -13,8 +13,8 @@ import espctl
 from esp import files
 from esp.errors import ArtifactError, InputError
 from espctl.errors import RunError
+from espctl.jobs import locks
 from espctl.services.project import Project, find_run
-from espctl.services.removal import idle
 from espctl.store import bundle, collect
 from espctl.store import folder as folders
 from espctl.store import runs as store_runs
@@ -66,10 +66,21 @@ def export(project: Project, names: Sequence[str], typed: str, target: Path, wit
         raise RunError("there is nothing to export", "espctl runs ls lists the runs")
     with contextlib.ExitStack() as stack:
         for run in ended:
-            stack.enter_context(idle(project.home / run.folder))
+            stack.enter_context(locks.hold(project.home / run.folder, shared=True))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="espctl-export-")))
         sources = dict(pair for run in ended for pair in _files_of(project, run, with_experts))
+        sources |= dict(_labels_now(project, ended, scratch))
         made = bundle.pack(sources, [run.id for run in ended], espctl.__version__, target)
     return Exported(target, made.runs, len(made.files), made.bytes, left)
+
+
+def _labels_now(project: Project, runs: Sequence[RunRecord], scratch: Path) -> Iterator[tuple[str, Path]]:
+    """(path in the bundle, copy) of the labels: alone of all that is in a run's folder, anybody may change them."""
+    for run in runs:
+        with contextlib.suppress(FileNotFoundError):
+            copy = scratch / run.id
+            shutil.copyfile(project.home / run.folder / folders.LABELS, copy)
+            yield f"runs/{run.id}/{folders.LABELS}", copy
 
 
 def _files_of(project: Project, run: RunRecord, with_experts: bool) -> Iterator[tuple[str, Path]]:
@@ -125,9 +136,10 @@ def take_in(project: Project, source: Path) -> Imported:
         _move(moves)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    for run in manifest.runs:
-        collect.sync_folder(store, project.folder_of(run))
-    trained = [path for path in experts.values() if path.suffix == ".safetensors"]
+    collect.sync_folders(store, [project.folder_of(run) for run in manifest.runs])
+    # Also those that are here already: a process that died may have moved them, and not entered them.
+    held = [entry.path for entry in manifest.files if entry.path.startswith("experts/")]
+    trained = [project.paths.experts / path.removeprefix("experts/") for path in held if path.endswith(".safetensors")]
     if trained:
         from espctl.services.experts import enter  # imports torch
 

@@ -106,7 +106,9 @@ def make(project: Project, described: dict[str, Any], patch: str, folder: Path) 
     source = project.folder_of(described["source"]["run"])
     bits = described["request"]["compression"]["bits"]
     folder.mkdir(parents=True, exist_ok=True)
-    with worker.locked(folder):
+    with worker.locked(folder, wait=None):
+        if (folder / "request.json").is_file():
+            return  # made by another process in the meantime
         path = folder / "synthetic.safetensors"
         extra = {"run": described["id"], "key": described["key"]}
         digest, sizes = condensed.save_compressed(path, condensed.load(source / path.name), bits, extra)

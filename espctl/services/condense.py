@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from esp.core import Method, Task
 from esp.data.dataset import OFFICIAL
 from esp.data.store import load as load_data
 from esp.data.zca import in_space, require_space
-from esp.errors import InputError, UnknownNameError
+from esp.errors import InputError, OutOfMemoryError, UnknownNameError
 from esp.methods import METHODS
 from esp.networks.flat import build as build_network
 from esp.parametrisation import Frame, options_of, parse_parametrisation
@@ -23,8 +24,8 @@ from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.trajectory import Experts
-from espctl.errors import Interrupted, RunError, translate
-from espctl.jobs import logs, signals, worker
+from espctl.errors import Interrupted, PausedError, RunError, StoreError, cause_of, may_pass, translate
+from espctl.jobs import locks, logs, signals, worker
 from espctl.jobs.compute import resolve as resolve_compute
 from espctl.services import experts as expert_service
 from espctl.services import provenance
@@ -207,22 +208,35 @@ def existing(project: Project, prepared: Prepared) -> RunRecord | None:
     return next((run for run in found if run.state == "finished"), found[0] if found else None)
 
 
-def start(project: Project, prepared: Prepared, on_progress: worker.Progress) -> RunRecord:
+def is_begun(project: Project, run: RunRecord) -> bool:
+    """Whether a process is just making a run, or has entered it and not begun."""
+    return run.state == "queued" or (run.state != "finished" and locks.is_held(project.folder_of(run.id)))
+
+
+def start(
+    project: Project, prepared: Prepared, on_progress: worker.Progress, again: bool = True,
+    on_wait: locks.OnWait = locks.silent,
+) -> RunRecord:  # fmt: skip
     """Enter a new run and carry it out in this process.
+
+    Args:
+        again: also when there is a run of this request. Without it that one is waited for, finished if it has to be,
+            and returned: of processes that ask for the same run at the same moment one makes it.
+        on_wait: called with its name when it is waited for.
 
     Raises:
         Interrupted: the run can be resumed.
         EspError: the run failed, and says why.
     """
     logs.require(project.settings.logging)
-    taken = {path.name for path in project.paths.runs.glob(f"{prepared.run}*")}
-    taken |= {run.id for run in store_runs.runs_with_key(project.store, prepared.key)}
-    names = [prepared.run, *(f"{prepared.run}-{n}" for n in range(2, len(taken) + 3))]
-    run = next(name for name in names if name not in taken)
-    folder = project.folder_of(run)
-    described = _write_request(folder, prepared)
-    store_runs.insert_run(project.store, described, folder)
-    return carry_out(project, run, on_progress)
+    if not again:
+        existing(project, prepared)  # enters one whose process died before it was entered
+    record, begun = store_runs.begin_run(
+        project.store, project.paths.runs, prepared.run, prepared.key,
+        lambda folder: _write_request(folder, prepared), again,
+    )  # fmt: skip
+    wait = locks.GLANCE if again and begun else None
+    return carry_out(project, record.id, on_progress, wait, on_wait)
 
 
 def trial_folder(project: Project, prepared: Prepared) -> Path:
@@ -265,8 +279,11 @@ def steps_of(project: Project, name: str) -> tuple[str, int]:
     return record.id, int(request["method_options"].get("steps", 0))
 
 
-def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRecord:
-    """Do a run that was entered, in this process, and record how it ended.
+def carry_out(
+    project: Project, run: str, on_progress: worker.Progress, wait: float | None = locks.GLANCE,
+    on_wait: locks.OnWait = locks.silent,
+) -> RunRecord:  # fmt: skip
+    """Do a run that was entered, in this process, and record how it ended; `wait` as in `worker.locked`.
 
     Raises:
         RunError: another process is working on it.
@@ -274,15 +291,19 @@ def carry_out(project: Project, run: str, on_progress: worker.Progress) -> RunRe
         EspError: the run failed, and says why.
     """
     folder = project.folder_of(run)
-    with signals.stoppable():
+    with signals.stoppable(), worker.locked(folder, wait, on_wait):
         try:
-            with worker.locked(folder):
-                if not _finished(folder):
+            if not _finished(folder):
+                with signals.saving(lambda: _leave(project, run)):
                     _work(project, run, on_progress)
-                return store_runs.record_outcome(project.store, folder)
+            return store_runs.record_outcome(project.store, folder)
         except KeyboardInterrupt:
             store_runs.set_state(project.store, run, "interrupted")
             raise Interrupted(f"go on with: espctl condense --resume {run}") from None
+
+
+def _leave(project: Project, run: str) -> None:
+    store_runs.set_state(project.store, run, "interrupted")
 
 
 def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
@@ -293,8 +314,20 @@ def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
         with signals.stoppable(), logs.following(settings.logging, paths.logs, run, asked, on_progress) as follow:
             worker.work(folder, paths.data, project.home, every, follow)
     except Exception as error:
-        store_runs.set_state(project.store, run, "failed", error=translate(error).message)
+        found = translate(error)
+        paused = may_pass(found)
+        with contextlib.suppress(StoreError):  # the disk may be full for the database too, which then says it runs
+            store_runs.set_state(project.store, run, "interrupted" if paused else "failed", error=found.message)
+        if paused:
+            raise PausedError(found.message, _go_on(found.hint, run)) from error
+        if isinstance(found, OutOfMemoryError):
+            raise OutOfMemoryError(found.message, _go_on(found.hint, run)) from error
         raise
+
+
+def _go_on(remedy: str, run: str) -> str:
+    """A hint that ends in the line that resumes a run."""
+    return f"{cause_of(remedy)}, then go on with: espctl condense --resume {run}"
 
 
 def _finished(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from esp.data.store import load as load_data
 from esp.data.zca import in_space
 from esp.errors import DivergedError, InputError
 from esp.evaluation import Evaluator
+from esp.expert_stack import build_stack
 from esp.networks.flat import Network
 from esp.networks.flat import build as build_network
 from esp.protocols import PROTOCOLS
@@ -37,7 +39,10 @@ BATCHES, EPOCHS, TESTS = 4, 4, 256
 
 @dataclass(frozen=True)
 class Building:
-    """Cost of training experts. `seconds` is of one, `total` of all that are missing, `jobs` at the same time."""
+    """Cost of training experts. `total` is of all that are missing, `jobs` of them at the same time.
+
+    `seconds` and `epoch_seconds` are of one, or its share of those of a stack.
+    """
 
     store: str
     finished: int
@@ -88,17 +93,19 @@ def building(project: Project, request: expert_service.BuildRequest) -> Building
         data = data.held_out(request.held_out) if request.held_out else data
         network = build_network(chosen.network, data.shape, data.num_classes)
         made = library.Plan(network, items[0].recipe, request.seed, chosen.dtype, data.space)
-        start, epoch = _time_expert(made, data, device, plan.compute.compile)
+        start, epoch = _time_experts(made, data, device, plan.compute.compile, plan.stack)
         each = start + epoch * chosen.epochs
-    rounds = -(-len(items) // min(chosen.jobs, len(items))) if items else 0
+    rounds = -(-len(items) // (plan.stack * min(chosen.jobs, len(items)))) if items else 0
     return Building(
-        plan.store, len(plan.finished), len(items), chosen.epochs, chosen.jobs, epoch, each, rounds * each,
-        peak_memory(device), plan.bytes, free, plan.compute,
+        plan.store, len(plan.finished), len(items), chosen.epochs, chosen.jobs * plan.stack, epoch / plan.stack,
+        each / plan.stack, rounds * each, peak_memory(device), plan.bytes, free, plan.compute,
     )  # fmt: skip
 
 
-def _time_expert(plan: library.Plan, data: Dataset, device: torch.device, compiled: bool) -> tuple[float, float]:
-    """Seconds before the first epoch, compilation included, and of an epoch on the whole set with its test."""
+def _time_experts(
+    plan: library.Plan, data: Dataset, device: torch.device, compiled: bool, stack: int
+) -> tuple[float, float]:
+    """Seconds of a stack of experts: before the first epoch, compilation included, and of an epoch on the whole set."""
     count = min(BATCHES * plan.recipe.batch, len(data.train_images))
     share = count / len(data.train_images)
     tests = max(1, round(share * min(library.CURVE_IMAGES, len(data.test_images))))
@@ -111,9 +118,18 @@ def _time_expert(plan: library.Plan, data: Dataset, device: torch.device, compil
     )
     stamps: list[float] = []
     begun = time.monotonic()
+
+    def hear(number: int, *_: object) -> None:
+        if number == 0:
+            stamps.append(time.monotonic())
+
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(DivergedError):
         short = replace(plan, recipe=replace(plan.recipe, epochs=EPOCHS))
-        library.build(short, 0, small, Path(folder), device, compiled, 1e9, lambda *_: stamps.append(time.monotonic()))
+        how = Path(folder), device, compiled, 1e9
+        if stack == 1:
+            library.build(short, 0, small, *how, partial(hear, 0))
+        else:
+            build_stack(short, range(stack), small, *how, hear)
     if len(stamps) < 2:
         raise InputError("training diverges within its first batches", "lower the learning rate with --lr")
     pace = (stamps[-1] - stamps[0]) / (len(stamps) - 1)

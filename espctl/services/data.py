@@ -102,6 +102,19 @@ def fetch(project: Project, name: str, source: Path | None, download: bool, agai
     return found
 
 
+def enter(project: Project) -> int:
+    """Enter every converted set that is sound; returns how many."""
+    sound = [entry for entry in store.entries(project.paths.data) if not entry.damage]
+    for entry in sound:
+        meta, path = entry.meta, entry.path
+        channels, height, width = meta["shape"]
+        sizes = (channels, height, width, len(meta["classes"]), meta["train"], meta["test"])
+        place = path.relative_to(project.home) if path.is_relative_to(project.home) else path
+        made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        record_dataset(project.store, DatasetRecord(entry.name, meta["fingerprint"], *sizes, str(place), made))
+    return len(sound)
+
+
 def info(project: Project, name: str) -> Info:
     """Describe a set; one of one's own is converted first when it is new or changed.
 

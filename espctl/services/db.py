@@ -8,6 +8,7 @@ from pathlib import Path
 from espctl.services.project import Project
 from espctl.store import backup as backups
 from espctl.store import engine, migrate, models
+from espctl.store import rebuild as rebuilding
 from espctl.store import runs as store_runs
 from espctl.store.migrate import CheckReport
 from espctl.store.records import SyncReport
@@ -48,12 +49,58 @@ def upgrade(project: Project) -> Upgrade:
     return found
 
 
-def _renew_studies(project: Project) -> None:
-    """Enter the studies as their folders have them."""
-    if any(project.paths.studies.glob("*/study.json")):
-        from espctl.services import studies  # imports Optuna and torch, which databases without studies do without
+def _renew_studies(project: Project) -> int:
+    """Enter the studies as their folders have them; returns how many there are."""
+    if not any(project.paths.studies.glob("*/study.json")):
+        return 0
+    from espctl.services import studies  # imports Optuna and torch, which databases without studies do without
 
-        studies.views(project)
+    return len(studies.views(project))
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was made from the folders, and the database from before under its new name, if there was any."""
+
+    database: Path
+    replaced: Path | None
+    runs: SyncReport
+    experts: int
+    datasets: int
+    studies: int
+
+
+def rebuild(project: Project) -> Rebuilt:
+    """Set the database aside, also a damaged one, and make it anew from runs, experts, data sets and studies.
+
+    Raises:
+        SchemaError: it is another program's, or of a newer version of this one.
+        StoreError: other processes use it.
+    """
+    replaced = rebuilding.set_aside(project.paths.database)
+    migrate.upgrade(project.paths.database)
+    found = store_runs.sync(project.store, project.paths.runs)
+    return Rebuilt(
+        project.store.database, replaced, found, _experts(project), _datasets(project), _renew_studies(project)
+    )
+
+
+def _experts(project: Project) -> int:
+    paths = sorted(project.paths.experts.glob("*/expert-*.safetensors"))
+    if paths:
+        from espctl.services import experts  # imports torch
+
+        paths = [path for path in paths if experts.is_sound(path)]
+        experts.enter(project, paths)
+    return len(paths)
+
+
+def _datasets(project: Project) -> int:
+    if not any(project.paths.data.glob("*.safetensors")):
+        return 0
+    from espctl.services import data  # imports torch
+
+    return data.enter(project)
 
 
 def sync(project: Project) -> SyncReport:

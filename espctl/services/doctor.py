@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from typing import Literal
 
 from esp.errors import EspError
 from espctl.errors import translate
+from espctl.jobs import locks
 from espctl.services.project import Project
 
 State = Literal["ok", "warn", "fail"]
@@ -251,20 +251,8 @@ def _runs(project: Project) -> Iterator[Row]:
             continue
         if run.state == "finished":
             counts["finished"] += 1
-        elif _is_locked(path.parent):
+        elif locks.is_held(path.parent):
             counts["running"] += 1
         else:
             yield Row("runs", "warn", f"{run.id} is {run.state}", f"go on: espctl condense --resume {run.id}")
     yield Row("runs", "ok", ", ".join(f"{count} {state}" for state, count in counts.items()))
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process works on a run."""
-    try:
-        with (folder / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -87,13 +87,13 @@ def condensation(project: Project, request: condense_service.Request) -> Estimat
         InputError: the disk has less space than the run needs.
         EspError: whatever is wrong with the request.
     """
-    with _with_experts(project, request) as (there, missing):
+    with with_experts(project, request) as (there, missing):
         prepared = condense_service.prepare(there, request)
         compute = Compute(**prepared.described["compute"])
         begun = time.monotonic()
         task = worker.make_task(prepared.described["request"], compute, there.paths.data, there.home)
         loading = time.monotonic() - begun
-        method = _method(prepared.described["request"])
+        method = method_of(prepared.described["request"])
         timed = _time(method, task, project.settings.condense.seed)
         memory = peak_memory(task.device)
         experts = building(*_missing(project, missing)) if missing else None
@@ -112,7 +112,8 @@ def condensation(project: Project, request: condense_service.Request) -> Estimat
     )  # fmt: skip
 
 
-def _method(request: dict[str, Any]) -> Method:
+def method_of(request: dict[str, Any]) -> Method:
+    """The method of a prepared request."""
     kind = resolve(METHODS, "method", request["method"])
     method: Method = TypeAdapter(kind).validate_python(request["method_options"])
     return method
@@ -159,7 +160,7 @@ def _warm_up(method: Method, task: Task, step: float) -> float:
 
 
 @contextlib.contextmanager
-def _with_experts(
+def with_experts(
     project: Project, request: condense_service.Request
 ) -> Iterator[tuple[Project, expert_service.NoExpertsError | None]]:
     """The project, and what is missing; where experts are, one that stands in for them is there for the time."""

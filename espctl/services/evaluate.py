@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ from esp import condensed, files
 from esp.condensed import Condensed
 from esp.data.store import load as load_data
 from esp.data.zca import in_space
-from esp.errors import InputError
+from esp.errors import DivergedError, InputError
 from esp.evaluation import Evaluator, Protocol, Score, require_rate
 from esp.networks.flat import build as build_network
 from esp.networks.flat import canonical_spec
 from espctl.errors import RunError
-from espctl.jobs import pool, signals
-from espctl.jobs.compute import Compute, peak_memory, resolve
+from espctl.jobs import locks, pool, signals
+from espctl.jobs.compute import Compute, jobs_of, peak_memory, resolve, stack_of
 from espctl.services import baselines
 from espctl.services.project import Project, find_run, slug
 from espctl.services.protocols import find as find_protocol
@@ -30,7 +32,16 @@ from espctl.store.records import EvaluationRecord, RunRecord
 
 @dataclass(frozen=True)
 class Item:
-    """One network to train, in any process."""
+    """One network to train, in any process.
+
+    Attributes:
+        run, folder: whose synthetic set it is trained on.
+        dataset, cache: whose test images judge it.
+        network, protocol, seed: what is trained, and how.
+        compute: where, with as many threads as `jobs` processes leave to each.
+        epochs: of the training, those of every learning rate that is tried.
+        stack: so many seeds are trained at once.
+    """
 
     run: str
     folder: Path
@@ -41,6 +52,8 @@ class Item:
     seed: int
     compute: Compute
     epochs: int
+    jobs: int = 1
+    stack: int = 1
 
     @property
     def path(self) -> Path:
@@ -89,7 +102,7 @@ def prepare(
 
     Args:
         name: a finished run.
-        jobs: processes that will share the cores.
+        jobs: processes that will share the cores; 0 for the faster of one and as many as there are cores.
         baseline: whether selections of equal size are scored as well, by `baselines`; made where there are none yet.
             Where the protocol trains with a learned rate there is none, for a selection has learned nothing.
         ask: what the command says beyond the settings.
@@ -117,7 +130,14 @@ def prepare(
 
 
 def items_of(project: Project, record: RunRecord, protocol: Protocol, spec: str, jobs: int) -> list[Item]:
-    """The networks that score a finished run by a protocol; one for each seed of the settings."""
+    """The networks that score a finished run by a protocol; one for each seed of the settings.
+
+    Args:
+        jobs: as of `prepare`.
+
+    Raises:
+        EspError: the protocol or the network does not fit the set, or the network cannot be stacked as was asked.
+    """
     chosen, folder = project.settings.evaluate, project.folder_of(record.id)
     synthetic = synthetic_of(folder)
     data = load_data(record.dataset, project.paths.data, project.paths.raw)
@@ -128,9 +148,15 @@ def items_of(project: Project, record: RunRecord, protocol: Protocol, spec: str,
     network = build_network(spec, data.shape, data.num_classes)
     epochs = protocol.for_images(len(synthetic.labels())).epochs * max(1, len(protocol.lrs))
     flops = 3.0 * network.flops * len(synthetic.labels()) * epochs * chosen.seeds
+    recipe = protocol.for_images(len(synthetic.labels()))
+    batch = min(recipe.batch, len(synthetic.labels()))
+    jobs = jobs or jobs_of(project.settings.compute, chosen.seeds, flops, epochs * -(-len(synthetic.labels()) // batch))
     compute = resolve(project.settings.compute, flops, jobs)
+    stack = stack_of(project.settings.compute, network, batch, chosen.seeds, jobs)
     return [
-        Item(record.id, folder, data.name, project.paths.data, network.spec, protocol, seed, compute, epochs)
+        Item(
+            record.id, folder, data.name, project.paths.data, network.spec, protocol, seed, compute, epochs, jobs, stack
+        )
         for seed in range(chosen.seeds)
     ]
 
@@ -151,18 +177,53 @@ def synthetic_of(folder: Path) -> Condensed:
     return found
 
 
-def score(project: Project, items: Sequence[Item], jobs: int, on_event: pool.Report) -> Iterator[EvaluationRecord]:
+def score(
+    project: Project, items: Sequence[Item], jobs: int, on_event: pool.Report, on_wait: locks.OnWait = locks.silent
+) -> Iterator[EvaluationRecord]:
     """Train the networks of `items`; each is written, recorded and yielded when it is done.
 
+    What another process is training already is waited for, and taken from it: `on_wait` hears of it.
     Events: {"run", "seed", "epoch"} after every epoch.
     """
-    with signals.stoppable():
-        for item, result in pool.run_all(train, items, jobs, on_event):
-            yield store_runs.record_evaluation(project.store, item.run, result)
+    with signals.stoppable(), ExitStack() as stack:
+        for folder in sorted({item.folder for item in items}):
+            stack.enter_context(locks.hold(folder, shared=True, wait=None, on_wait=on_wait))
+        stack.enter_context(locks.claim([item.path for item in items], on_wait))
+        for item in [item for item in items if item.path.exists()]:
+            yield store_runs.record_evaluation(project.store, item.run, files.read_json(item.path))
+        items = [item for item in items if not item.path.exists()]
+        jobs = jobs or max((item.jobs for item in items), default=1)
+        for group, trained in pool.run_all(train, stacks(items), jobs, on_event):
+            for result in trained.results:
+                yield store_runs.record_evaluation(project.store, group[0].run, result)
+            if trained.error:
+                raise trained.error
 
 
-def train(item: Item, report: pool.Report) -> dict[str, Any]:
-    """Train one network in this process and write its score."""
+@dataclass(frozen=True)
+class Trained:
+    """The scores of networks that were trained together, and what ended the training of another one."""
+
+    results: tuple[dict[str, Any], ...]
+    error: DivergedError | None = None
+
+
+def stacks(items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    """The networks that are trained together, in order: of one set, protocol and architecture."""
+    found: list[tuple[Item, ...]] = []
+    for _, group in groupby(items, key=lambda item: (item.folder, item.protocol, item.network, item.stack)):
+        members = tuple(group)
+        found += [members[i : i + members[0].stack] for i in range(0, len(members), members[0].stack)]
+    return found
+
+
+def train(items: Sequence[Item], report: pool.Report) -> Trained:
+    """Train networks that differ in nothing but their seeds in this process, at once, and write their scores.
+
+    In a stack each network's seconds are its share of the whole time, and its peak of memory is that of all.
+    Events: {"run", "seed", "epoch"} after every epoch.
+    """
+    item = items[0]
     device = item.compute.apply()
     synthetic = synthetic_of(item.folder)
     data = in_space(load_data(item.dataset, item.cache), synthetic.space, item.cache)
@@ -180,8 +241,28 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
         synthetic.rate,
     )
     begun = time.monotonic()
-    found = evaluator.score(item.seed, lambda epoch: report({"run": item.run, "seed": item.seed, "epoch": epoch}))
-    result = {
+    seeds = [item.seed for item in items]
+    scores = evaluator.scores(seeds, lambda seed, epoch: report({"run": item.run, "seed": seed, "epoch": epoch}))
+    cost = {
+        "seconds": (time.monotonic() - begun) / len(items),
+        "peak_memory_bytes": peak_memory(device),
+        "device": item.compute.device,
+        "compute": {**item.compute.describe(), "stack": len(items)},
+        "created": datetime.now(UTC).isoformat(),
+    }
+    results, error = [], None
+    for one, score in zip(items, scores, strict=True):
+        if isinstance(score, DivergedError):
+            error = error or score
+            continue
+        results.append({**_described(one, score), **cost})
+        files.write_json(one.path, results[-1])
+    return Trained(tuple(results), error)
+
+
+def _described(item: Item, found: Score) -> dict[str, Any]:
+    """A score as its file says it, without what it cost."""
+    return {
         "protocol": item.protocol.name,
         "protocol_hash": item.protocol.hash,
         "recipe": asdict(item.protocol),
@@ -195,14 +276,7 @@ def train(item: Item, report: pool.Report) -> dict[str, Any]:
         "lr": found.lr,
         **_choice(found),
         "train_loss": found.train_loss,
-        "seconds": time.monotonic() - begun,
-        "peak_memory_bytes": peak_memory(device),
-        "device": item.compute.device,
-        "compute": item.compute.describe(),
-        "created": datetime.now(UTC).isoformat(),
     }
-    files.write_json(item.path, result)
-    return result
 
 
 def _choice(found: Score) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +21,10 @@ from esp.spaces import NORMALISED
 from esp.training import Recipe
 from esp.trajectory import Trajectory, complaints, open_expert, open_trajectory
 from espctl.errors import RunError
-from espctl.jobs import pool, signals
-from espctl.jobs.compute import Compute, resolve
+from espctl.jobs import locks, pool, signals
+from espctl.jobs.compute import Compute, resolve, stack_of
+from espctl.services import expert_work
+from espctl.services.expert_work import Item
 from espctl.services.project import Project, dataset_name, slug
 from espctl.store.experts import delete_experts, record_expert
 from espctl.store.records import ExpertRecord
@@ -55,7 +56,10 @@ class Expert:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build will do: which experts are there, which are missing, and what they need."""
+    """What a build will do: which experts are there, which are missing, and what they need.
+
+    `stack` of the missing ones are trained as one program.
+    """
 
     store: str
     folder: Path
@@ -63,23 +67,7 @@ class BuildPlan:
     missing: tuple[int, ...]
     bytes: int
     compute: Compute
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One expert to train, in any process."""
-
-    plan: BuildPlan
-    number: int
-    dataset: str
-    cache: Path
-    network: str
-    recipe: Recipe
-    seed: int
-    dtype: Any
-    save_every: float
-    held_out: float
-    space: str
+    stack: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ class NoExpertsError(InputError):
         self.data, self.network = data, network
 
 
-def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_Item]]:
+def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[Item]]:
     """Check everything that a build needs, disk space included.
 
     Raises:
@@ -117,20 +105,24 @@ def prepare(project: Project, request: BuildRequest) -> tuple[BuildPlan, list[_I
     plan = library.Plan(network, recipe, request.seed, chosen.dtype, data.space)
     store = store_name(data, network, plan.hash)
     folder = project.paths.experts / store
-    done = tuple(n for n in range(chosen.count) if (folder / f"expert-{n:04d}.safetensors").exists())
+    done = tuple(n for n in range(chosen.count) if library.places(folder, n)[0].exists())
     missing = tuple(n for n in range(chosen.count) if n not in done)
     need = len(missing) * plan.bytes
-    _require_space(project.paths.experts, need)
+    stack = stack_of(project.settings.compute, network, recipe.batch, len(missing), chosen.jobs, plan.bytes_in_training)
+    unfinished = [library.places(folder, n)[1] for n in missing]
+    held = sum(path.stat().st_size for path in unfinished if path.exists())
+    in_training = plan.bytes_in_training * min(stack * chosen.jobs, len(missing))
+    _require_space(project.paths.experts, need + max(0, in_training - held))
     flops = 3.0 * network.flops * len(data.train_images) * chosen.epochs * max(1, len(missing))
     compute = resolve(project.settings.compute, flops, chosen.jobs)
     for number in done:  # a process that died, or a lost database, left experts without a row
-        record_expert(project.store, _record(project, folder / f"expert-{number:04d}.safetensors"))
-    made = BuildPlan(store, folder, done, missing, need, compute)
+        record_expert(project.store, _record(project, library.places(folder, number)[0]))
+    made = BuildPlan(store, folder, done, missing, need, compute, stack)
     every = project.settings.compute.checkpoint_every
     items = [
-        _Item(
-            made, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every,
-            request.held_out, data.space,
+        Item(
+            folder, compute, n, data.name, project.paths.data, network.spec, recipe, request.seed, chosen.dtype, every,
+            request.held_out, data.space, stack,
         )
         for n in missing
     ]  # fmt: skip
@@ -144,39 +136,23 @@ def store_name(data: Dataset, network: Network, recipe: str) -> str:
     return f"{slug(data.name)}-{data.fingerprint[:6]}-{slug(network.spec)}{space}{part}-{recipe}"
 
 
-def build(project: Project, items: Sequence[_Item], on_event: pool.Report) -> Iterator[Expert]:
+def build(
+    project: Project, items: Sequence[Item], on_event: pool.Report, on_wait: locks.OnWait = locks.silent
+) -> Iterator[Expert]:
     """Train the experts of `items`; each is recorded and yielded when it is done.
 
+    One that another process is training already is waited for: `on_wait` hears of it, and it is not yielded.
     Events: {"number", "epoch", "loss", "accuracy"} after every epoch.
     """
-    with signals.stoppable():
-        for _, path in pool.run_all(train, items, project.settings.experts.jobs, on_event):
-            record_expert(project.store, _record(project, path))
-            yield describe(path)
-
-
-def train(item: _Item, report: pool.Report) -> Path:
-    """Train one expert in this process and write, beside it, how long it took."""
-    device = item.plan.compute.apply()
-    data = in_space(load_data(item.dataset, item.cache), item.space, item.cache)
-    data = data.held_out(item.held_out) if item.held_out else data
-    network = build_network(item.network, data.shape, data.num_classes)
-    plan = library.Plan(network, item.recipe, item.seed, item.dtype, item.space)
-    begun = time.monotonic()
-
-    def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
-        report({"number": item.number, "epoch": epoch, "loss": loss, "accuracy": accuracy})
-
-    path = library.build(
-        plan, item.number, data, item.plan.folder, device, item.plan.compute.compile, item.save_every, on_epoch
-    )
-    facts = {
-        "seconds": time.monotonic() - begun,
-        "created": datetime.now(UTC).isoformat(),
-        "compute": item.plan.compute.describe(),
-    }
-    files.write_json(path.with_suffix(".json"), facts)
-    return path
+    paths = [item.path for item in items]
+    with signals.stoppable(), locks.claim(paths, on_wait):
+        enter(project, [path for path in paths if path.exists()])
+        groups = expert_work.stacks([item for item in items if not item.path.exists()])
+        for _, trained in pool.run_all(expert_work.train, groups, project.settings.experts.jobs, on_event):
+            enter(project, trained.paths)
+            yield from map(describe, trained.paths)
+            if trained.error:
+                raise trained.error
 
 
 def listing(project: Project, dataset: str | None = None, network: str | None = None) -> list[Expert]:
@@ -233,6 +209,15 @@ def verify(project: Project, stores: Sequence[str] = ()) -> list[tuple[str, str 
     return results
 
 
+def is_sound(path: Path) -> bool:
+    """Whether the header of an expert's file can be read and proves itself."""
+    try:
+        open_expert(path)
+    except EspError:
+        return False
+    return True
+
+
 def enter(project: Project, paths: Sequence[Path]) -> None:
     """Record experts whose files came from elsewhere."""
     for path in paths:
@@ -251,6 +236,7 @@ def remove(project: Project, store: str) -> int:
         raise RunError(f"unknown store of experts {store!r}", closest_hint(store, names))
     if users := _unfinished_users(project, store):
         raise RunError(f"the unfinished run {users[0]} needs the experts {store}", "finish or remove the run first")
+    locks.require_unclaimed(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     delete_experts(project.store, f"{relative(project, folder)}/")
     shutil.rmtree(folder)
@@ -382,6 +368,7 @@ def _require_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(there).free
     if need > free:
         raise InputError(
-            f"the experts need {need / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free",
+            f"the experts need {need / 1e9:.1f} GB, with what they need in training, "
+            f"and {there} has {free / 1e9:.1f} GB free",
             "free some space, build fewer, or store them with --dtype bfloat16",
         )

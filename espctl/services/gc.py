@@ -62,7 +62,7 @@ def find(project: Project) -> Collected:
     found += _in_runs(project.paths.runs, now)
     found += _in_experts(project.paths.experts, now)
     kept = (project.paths.data, project.paths.database.parent)
-    found += _temporary((path for folder in dict.fromkeys(kept) for path in folder.glob(".*.tmp")), now)
+    found += _temporary((path for folder in dict.fromkeys(kept) for path in files.unfinished(folder)), now)
     items = tuple(sorted(found, key=lambda item: (-item.bytes, str(item.path))))
     return Collected(items, sum(item.bytes for item in items), removed=False)
 
@@ -78,7 +78,11 @@ def remove(items: Sequence[Item]) -> Collected:
 
 
 def _remove(item: Item) -> None:
-    if item.path.is_dir() and not item.path.is_symlink():
+    if item.kind == "trash":  # renamed first: of two processes, one that restores it and one that deletes it, one wins
+        gone = item.path.with_name(f".{item.path.name}.tmp")
+        item.path.rename(gone)
+        shutil.rmtree(gone)
+    elif item.path.is_dir() and not item.path.is_symlink():
         shutil.rmtree(item.path)
     elif item.kind in ("checkpoint", "temporary") and (item.path.parent / "request.json").exists():
         with idle(item.path.parent):
@@ -90,6 +94,7 @@ def _remove(item: Item) -> None:
 def _in_runs(runs: Path, now: float) -> Iterator[Item]:
     for folder in sorted(path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()):
         if folder.name == TRASH:
+            yield from _temporary(files.unfinished(folder), now)
             continue
         if not (folder / "request.json").exists():
             if _settled(folder, now):
@@ -97,14 +102,15 @@ def _in_runs(runs: Path, now: float) -> Iterator[Item]:
             continue
         if _busy(folder):
             continue
-        yield from _temporary([*folder.glob(".*.tmp"), *folder.glob("evaluations/.*.tmp")], now)
+        yield from _temporary([*files.unfinished(folder), *files.unfinished(folder / "evaluations")], now)
         checkpoint = folder / "checkpoint.safetensors"
         if checkpoint.exists() and _finished(folder):
             yield Item("checkpoint", checkpoint, size(checkpoint))
 
 
 def _in_experts(experts: Path, now: float) -> Iterator[Item]:
-    yield from _temporary([*experts.glob("*/.*.tmp"), *experts.glob(".*.tmp")], now)
+    folders = [experts, *(path for path in experts.glob("*") if path.is_dir())]
+    yield from _temporary((path for folder in folders for path in files.unfinished(folder)), now)
     for partial in sorted(experts.glob("*/expert-*.partial")):
         if partial.with_suffix(".safetensors").exists() and _settled(partial, now):
             yield Item("unfinished expert", partial, size(partial))

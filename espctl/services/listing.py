@@ -76,14 +76,15 @@ def listing(project: Project, typed: str, sort: str = "-created", limit: int | N
         ExpressionError: the filter cannot be understood, or names what no run has.
         UnknownNameError: there is no such column to sort by.
     """
-    found = store_runs.list_runs(project.store, expression=typed, sort=sort, limit=limit)
+    with project.store.snapshot():
+        found = store_runs.list_runs(project.store, expression=typed, sort=sort, limit=limit)
+        ids = [run.id for run in found]
+        tags, requests = store_runs.tags_of(project.store, ids), store_runs.requests_of(project.store, ids)
+        scores: dict[str, list[Summary]] = {}
+        for summary in summaries(project, found):
+            scores.setdefault(summary.run, []).append(summary)
     if not found:
         _require_options(project, selection.option_names(typed))
-    ids = [run.id for run in found]
-    tags, requests = store_runs.tags_of(project.store, ids), store_runs.requests_of(project.store, ids)
-    scores: dict[str, list[Summary]] = {}
-    for summary in summaries(project, found):
-        scores.setdefault(summary.run, []).append(summary)
     return [
         Listed(run, tags.get(run.id, ()), tuple(scores.get(run.id, ())), facts_of(requests[run.id])) for run in found
     ]
@@ -137,7 +138,7 @@ def groups(project: Project, found: Sequence[Listed], over: Sequence[str]) -> li
     told = [name for name in changed(found) if name not in left]
     requests = store_runs.requests_of(project.store, [one.run.id for one in found])
     together: dict[str, list[Listed]] = {}
-    for one in found:
+    for one in (one for one in found if one.run.id in requests):  # the others were removed meanwhile
         together.setdefault(_same(requests[one.run.id], left), []).append(one)
     scores = store_runs.evaluations_of(project.store, [one.run.id for one in found])
     return [group for members in together.values() for group in _grouped(members, scores, told)]

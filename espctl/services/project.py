@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,10 @@ class Project:
 
     @classmethod
     def open(cls, flags: Mapping[str, Any]) -> Project:
-        """Resolve the settings with a command's flags on top."""
+        """Resolve the settings with a command's flags on top. From here on memory is collected again."""
+        if not gc.isenabled():  # `espctl.__main__` switched it off
+            gc.freeze()  # modules stay as long as the process does, and need not be looked through
+            gc.enable()
         return cls(configuration.load(flags).settings)
 
     def with_settings(self, changes: Mapping[str, Any]) -> Project:

@@ -7,7 +7,7 @@ row that points nowhere. Bringing back goes the other way round.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,11 @@ from pathlib import Path
 
 from esp.errors import closest_hint
 from espctl.errors import RunError
+from espctl.jobs import locks
 from espctl.services.project import Project, find_run
 from espctl.store import needs
 from espctl.store import runs as store_runs
-from espctl.store.collect import sync_folder
+from espctl.store.collect import sync_folders
 from espctl.store.records import RunRecord
 
 TRASH = ".trash"
@@ -77,7 +78,7 @@ def require_unneeded(project: Project, records: Sequence[RunRecord]) -> None:
 
 @contextlib.contextmanager
 def idle(folder: Path) -> Iterator[None]:
-    """Hold a run's folder so that no process begins to work on it.
+    """Hold a run's folder, if it is there, so that no process begins to work on it.
 
     Raises:
         RunError: one does already.
@@ -85,11 +86,7 @@ def idle(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         yield
         return
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"another process is working on {folder.name}", "stop it first, or wait for it") from error
+    with locks.hold(folder):
         yield
 
 
@@ -98,7 +95,7 @@ def trash(project: Project) -> list[Removed]:
     found = []
     for folder in (project.paths.runs / TRASH).glob("*@*"):
         run, _, stamp = folder.name.rpartition("@")
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # the latter of one that is restored just now
             moment = datetime.strptime(stamp, "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
             found.append(Removed(run, moment, folder, size(folder)))
     return sorted(found, key=lambda one: one.removed, reverse=True)
@@ -111,13 +108,34 @@ def restore(project: Project, name: str) -> RunRecord:
         RunError: it is not in the trash, several are, or a run of its id exists again.
         ArtifactError: its folder is damaged; it is back in the runs folder, but not in the database.
     """
-    found = _in_trash(trash(project), name)
+    try:
+        found = _in_trash(trash(project), name)
+    except RunError:
+        if record := _half_restored(project, name):
+            return record
+        raise
     target = project.folder_of(found.run)
     if target.exists():
         raise RunError(f"there is a run {found.run} again", f"remove that one first, or keep {found.folder}")
-    found.folder.rename(target)
-    sync_folder(project.store, target)
+    try:
+        found.folder.rename(target)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no removed run {name!r} any more", "another process has just restored it") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise RunError(f"there is a run {found.run} again", f"remove that one first, or keep {found.folder}") from error
+    sync_folders(project.store, [target])
     return store_runs.find_run(project.store, found.run)
+
+
+def _half_restored(project: Project, name: str) -> RunRecord | None:
+    """The run `name`, if a process moved its folder back and died before it entered it; then it is entered now."""
+    added = store_runs.sync(project.store, project.paths.runs).added
+    with contextlib.suppress(RunError):
+        if (record := store_runs.find_run(project.store, name)).id in added:
+            return record
+    return None
 
 
 def size(path: Path) -> int:
@@ -142,6 +160,7 @@ def _remove(project: Project, record: RunRecord) -> Gone:
     place.mkdir(exist_ok=True)
     target = place / f"{record.id}@{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     folder.rename(target)
+    store_runs.forget_moved(project.store, record.id)
     return Gone(record.id, target, held)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from esp import presets
 from esp.errors import InputError
-from esp.files import canonical
 from esp.methods import METHODS
 from esp.protocols import PROTOCOLS
 from esp.registry import check
@@ -130,20 +129,19 @@ def rows(project: Project, query: Query) -> list[Row]:
 def groups(project: Project, query: Query) -> list[Group]:
     """The scores of a query's data set, budget, method and protocol, one group for each row that they could make."""
     named = {name: value for name in ("dataset", "ipc", "method") if (value := getattr(query, name))}
-    pairs = store_runs.list_evaluations(project.store, {"state": "finished", **named}, protocol=query.protocol)
-    requests = store_runs.requests_of(project.store, list({run.id for run, _ in pairs}))
-    same = {
-        run: canonical({name: value for name, value in request.items() if name not in ("seed", *LABELS)})
-        for run, request in requests.items()
-    }
-    # A repeated run makes the same set and the same networks again: counting both would narrow the spread.
-    cells: dict[tuple[str, ...], dict[tuple[str, int], tuple[RunRecord, EvaluationRecord]]] = {}
-    for run, score in pairs:
-        key = (same[run.id], score.network, score.protocol_hash, run.id if query.all_runs else "")
-        cells.setdefault(key, {})[run.key, score.seed] = run, score
-    return [
-        Group(key[0], requests[next(iter(found.values()))[0].id], tuple(found.values())) for key, found in cells.items()
-    ]
+    with project.store.snapshot():
+        found = store_runs.list_evaluations(project.store, named, protocol=query.protocol)
+        # Here and not in SQL, which would rather use its index of states, although nearly all runs are finished.
+        pairs = [(run, score) for run, score in found if run.state == "finished"]
+        same = store_runs.asked(project.store, list({run.id for run, _ in pairs}), ("seed", *LABELS))
+        # A repeated run makes the same set and the same networks again: counting both would narrow the spread.
+        cells: dict[tuple[str, ...], dict[tuple[str, int], tuple[RunRecord, EvaluationRecord]]] = {}
+        for run, score in pairs:
+            key = (same[run.id], score.network, score.protocol_hash, run.id if query.all_runs else "")
+            cells.setdefault(key, {})[run.key, score.seed] = run, score
+        members = [(key[0], tuple(cell.values())) for key, cell in cells.items()]
+        requests = store_runs.requests_of(project.store, [cell[0][0].id for _, cell in members])
+    return [Group(text, requests[cell[0][0].id], cell) for text, cell in members]
 
 
 def reasons(run: RunRecord, score: EvaluationRecord, known: Published | None, ablated: bool = False) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from esp import files
 from esp.errors import EspError
-from espctl.errors import Interrupted, RunError, translate
+from espctl.errors import Interrupted, PausedError, RunError, StoreError, may_pass, translate
 from espctl.jobs import logs, pool, signals, worker
 from espctl.services import evaluate
 from espctl.services import experts as expert_service
@@ -73,6 +73,10 @@ def carry_out(project: Project, made: Plan, on_progress: Progress, on_result: Ca
         except (KeyboardInterrupt, Interrupted):
             _leave(beside, course)
             raise Interrupted("the same command goes on with what is missing") from None
+        except (PausedError, StoreError):
+            with contextlib.suppress(StoreError):  # where the disk is full for the database too
+                _leave(beside, course)
+            raise
         except BrokenProcessPool:
             _leave(beside, course)
             raise RunError(
@@ -106,8 +110,8 @@ def _experts(
         course.done[f"experts {built.store}"] = each * total
         return built.store
     except (EspError, OSError, RuntimeError) as error:
-        if isinstance(error, Interrupted):
-            raise
+        if isinstance(error, Interrupted) or may_pass(translate(error)):
+            raise translate(error) from error
         return translate(error)
 
 
@@ -133,20 +137,26 @@ def do(item: Item, report_event: pool.Report) -> Result:
     folder = project.folder_of(item.run)
     event: dict[str, Any] = {"number": item.number, "run": item.run}
     try:
-        _enter(item, folder)
-        report_event({**event, "state": "running"})
-        with worker.locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with worker.locked(folder, wait=None):  # another plan, or somebody, may just be making it
+            _enter(item, folder)
+            report_event({**event, "state": "running"})
             if not (folder / "outcome.json").is_file():
                 _condense(item, project, folder, _steps(item, event, report_event))
             record = folders.read(folder, project.home).run
             report_event({**event, "state": "scoring"})
-            for number, network in enumerate(networks(project, record, item.work)):
-                if not network.path.exists():
-                    evaluate.train(network, _epochs(item, event, number, network.epochs, report_event))
+            everything = networks(project, record, item.work)
+            for group in evaluate.stacks([network for network in everything if not network.path.exists()]):
+                first = everything.index(group[0])
+                trained = evaluate.train(group, _epochs(item, event, first, group, report_event))
+                if trained.error:
+                    raise trained.error
     except Interrupted:
         raise
-    except Exception as error:  # whatever it is, it ends this cell and not the others
+    except Exception as error:  # whatever it is, it ends this cell and not the others, unless they would end alike
         found = translate(error)
+        if may_pass(found):
+            raise found from error
         return Result(item.number, item.run, found.message, found.hint)
     return Result(item.number, item.run)
 
@@ -172,12 +182,16 @@ def _steps(item: Item, event: dict[str, Any], report_event: pool.Report) -> work
     return on_progress
 
 
-def _epochs(item: Item, event: dict[str, Any], number: int, epochs: int, report_event: pool.Report) -> pool.Report:
+def _epochs(
+    item: Item, event: dict[str, Any], first: int, group: Sequence[evaluate.Item], report_event: pool.Report
+) -> pool.Report:
+    """Pass the epochs of networks that are trained together on, as seconds of the estimate."""
     each = [scoring.seconds / scoring.seeds for scoring in item.work.scorings for _ in range(scoring.seeds)]
+    before, epochs = item.work.seconds + sum(each[:first]), group[0].epochs
 
     def on_epoch(heard: dict[str, Any]) -> None:
-        if heard["epoch"] % 10 == 0 or heard["epoch"] == epochs:
-            done = item.work.seconds + sum(each[:number]) + each[number] * heard["epoch"] / epochs
+        if heard["seed"] == group[-1].seed and (heard["epoch"] % 10 == 0 or heard["epoch"] == epochs):
+            done = before + len(group) * each[first] * heard["epoch"] / epochs
             report_event({**event, "seconds": done})
 
     return on_epoch

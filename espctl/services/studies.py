@@ -169,7 +169,7 @@ def _renew_runs(project: Project, runs: Mapping[str, bool]) -> None:
         if not (folder / "request.json").is_file():
             continue  # removed by somebody; the trial stays
         if (folder / "outcome.json").is_file():
-            if record is None or record.state not in ("finished", "failed"):
+            if record is None or record.state not in ("finished", "failed", "pruned"):
                 store_runs.record_outcome(project.store, folder)
             continue
         if record is None:

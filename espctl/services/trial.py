@@ -9,8 +9,6 @@ whoever started it hears of everything by events:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +18,11 @@ from torch import Tensor
 
 from esp import files
 from esp.core import State, Task, learned, synthetic_parameters
-from esp.errors import DivergedError, EspError, InputError
+from esp.errors import DivergedError, EspError, InputError, OutOfMemoryError
 from esp.evaluation import Evaluator
 from esp.parametrisation import decode_all, labels
 from esp.statistics import mean_and_sd
 from espctl import settings as configuration
-from espctl.errors import RunError
 from espctl.jobs import pool, worker
 from espctl.jobs.compute import Compute
 from espctl.services import condense
@@ -34,13 +31,15 @@ from espctl.services.project import Project
 from espctl.services.protocols import find as find_protocol
 from espctl.services.study import LOOKS, Claim, End, Study
 from espctl.services.study_plan import Plan
+from espctl.store.folder import TRIAL_SCORE
 
 POLL = 0.5  # seconds between two looks at whether a trial of somebody else was left behind
 FAILURES = 3
 """So many failed trials in a row are the fault of the study and not of the trials."""
+_PATIENCE = 3.0  # seconds for whoever looks at the folder of a trial, to tidy up
 SHORTER = 2
 """A look trains for so many times fewer epochs than the score does."""
-SCORE_FILE = "held_out.json"
+SCORE_FILE = TRIAL_SCORE
 
 
 class _Pruned(Exception):
@@ -93,7 +92,7 @@ def _attempt(study: Study, claim: Claim, work: Work, report: pool.Report) -> Esp
         trial.end("pruned", None, str(end))
     except DivergedError as error:
         trial.end("pruned", None, error.message)
-    except InputError as error:
+    except (InputError, OutOfMemoryError) as error:
         trial.end("failed", None, error.message)
         return error
     except KeyboardInterrupt:
@@ -127,7 +126,7 @@ class _Trial:
         plan = self.study.plan
         self.folder = self._enter(plan)
         self.report({"kind": "begun", "trial": self.claim.number, "run": self.folder.name})
-        with _locked(self.folder):
+        with worker.locked(self.folder, wait=_PATIENCE):
             before = _read(self.folder / SCORE_FILE)
             if before.get("state") == "pruned":
                 raise _Pruned(before["reason"])
@@ -148,7 +147,7 @@ class _Trial:
         if self.folder is not None:
             self._write(state, value, reason)
             if state != "complete":
-                _give_up(self.folder, f"{state}: {reason}" if state == "pruned" else str(reason))
+                _give_up(self.folder, state, str(reason))
         self.study.tell(self.claim, state, value, reason)
         run = self.folder.name if self.folder else None
         ended = {"trial": self.claim.number, "run": run, "state": state, "value": value, "reason": reason}
@@ -239,27 +238,12 @@ class _Trial:
             raise KeyboardInterrupt
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The run folder for this process alone. Whoever looks at it for a moment, to tidy up, is waited for."""
-    with ExitStack() as stack:
-        for wait in (0.2, 0.4, 0.8, 1.6, 0.0):
-            try:
-                stack.enter_context(worker.locked(folder))
-                break
-            except RunError:
-                if not wait:
-                    raise
-                time.sleep(wait)
-        yield
-
-
-def _give_up(folder: Path, reason: str) -> None:
+def _give_up(folder: Path, state: str, reason: str) -> None:
     """The run of a trial that was pruned or failed says so; it can still be gone on with, from its beginning."""
     described = files.read_json(folder / "request.json")
     if _read(folder / "outcome.json").get("state") != "finished":
         outcome = {
-            "state": "failed",
+            "state": state,
             "finished": datetime.now(UTC).isoformat(),
             "device": described["compute"]["device"],
             "artifacts": [],

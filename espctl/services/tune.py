@@ -14,7 +14,7 @@ from esp.errors import InputError
 from esp.parametrisation import Frame
 from esp.parametrisation import build as build_parametrisation
 from espctl import settings as configuration
-from espctl.errors import Interrupted, RunError, UsageError
+from espctl.errors import Interrupted, PausedError, RunError, UsageError, cause_of, may_pass, translate
 from espctl.jobs import crew, pool, signals
 from espctl.services import condense, studies, trial
 from espctl.services.project import Project, dataset_name, slug
@@ -125,6 +125,10 @@ def run(project: Project, prepared: Prepared, on_event: pool.Report) -> studies.
             crew.run(trial.attend, work, prepared.jobs, hear)
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(f"go on with: {line}") from None
+        except Exception as error:
+            if may_pass(found := translate(error)):
+                raise PausedError(found.message, f"{cause_of(found.hint)}, then go on with: {line}") from error
+            raise
     return studies.view(project, study)
 
 

@@ -162,7 +162,7 @@ def read_manifest(content: bytes, source: Path) -> Manifest:
         newest = models.REVISIONS[-1]
         raise SchemaError(
             f"{source} has version {version!r} and schema {schema!r}, this program knows {VERSION} and {newest}",
-            "use the version of espctl that made it, or a newer one",
+            f"use espctl {found.get('program')!s:.40}, which made it, or a newer one",
         )
     try:
         entries = tuple(Entry(str(e["path"]), str(e["sha256"]), _size(e["bytes"])) for e in found["files"])

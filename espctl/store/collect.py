@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -17,9 +17,10 @@ from espctl.errors import RunError
 from espctl.store import folder as folders
 from espctl.store import labels
 from espctl.store.engine import Store
-from espctl.store.models import Artifact, Evaluation, Metric, Run
+from espctl.store.models import Artifact, Evaluation, Metric, Run, Study, Trial
 from espctl.store.records import EvaluationRecord, RunRecord, SyncReport
 
+_BATCH = 100  # runs that are entered in one transaction: a commit takes longer than a run
 _SCORE = ("run_id", "protocol_hash", "network", "seed")
 
 
@@ -79,50 +80,73 @@ def sync(store: Store, runs_folder: Path) -> SyncReport:
     """
     done: dict[str, list[str]] = {"added": [], "updated": [], "unchanged": []}
     unreadable: list[tuple[str, str]] = []
-    for path in sorted(runs_folder.glob("*/request.json")):
-        try:
-            contents = folders.read(path.parent, store.home)
-        except (EspError, OSError) as error:
-            unreadable.append((path.parent.name, str(error)))
-            continue
-        done[_sync_one(store, contents)].append(contents.run.id)
+    paths = sorted(runs_folder.glob("*/request.json"))
+    for start in range(0, len(paths), _BATCH):
+        found = []
+        for path in paths[start : start + _BATCH]:
+            try:
+                found.append(folders.read(path.parent, store.home))
+            except (EspError, OSError) as error:
+                if path.exists():  # else somebody has just removed the run
+                    unreadable.append((path.parent.name, str(error)))
+        for run_id, how in _sync_some(store, found).items():
+            done[how].append(run_id)
     return SyncReport(
         tuple(done["added"]), tuple(done["updated"]), tuple(done["unchanged"]), tuple(unreadable), _missing(store)
     )
 
 
-def sync_folder(store: Store, run_folder: Path) -> str:
-    """Make the database agree with one run folder; returns `added`, `updated` or `unchanged`.
+def sync_folders(store: Store, run_folders: Sequence[Path]) -> dict[str, str]:
+    """Make the database agree with some run folders: run -> `added`, `updated` or `unchanged`.
+
+    A run that another process removes meanwhile is left out.
 
     Raises:
-        ArtifactError: the folder cannot be read.
+        ArtifactError: a folder cannot be read.
     """
-    return _sync_one(store, folders.read(run_folder, store.home))
+    done: dict[str, str] = {}
+    for start in range(0, len(run_folders), _BATCH):
+        done |= _sync_some(store, [folders.read(path, store.home) for path in run_folders[start : start + _BATCH]])
+    return done
 
 
-def _sync_one(store: Store, contents: folders.Contents) -> str:
-    """Bring one run up to date; returns which of `added`, `updated` and `unchanged` it is."""
+def _sync_some(store: Store, found: Sequence[folders.Contents]) -> dict[str, str]:
+    """Bring runs up to date in one transaction; none when there is nothing to do."""
+    done = {contents.run.id: "unchanged" for contents in found}
     with store.read() as session:
-        known = session.get(Run, contents.run.id)
-        if known is not None and not _differs(session, known, contents):
-            return "unchanged"
-    ended = contents.outcome is not None
-    metrics = folders.metrics(contents.folder) if ended else []
+        stale = [contents for contents in found if _differs(session, session.get(Run, contents.run.id), contents)]
+    metrics = {one.run.id: folders.metrics(one.folder) for one in stale if one.outcome is not None}
+    if not stale:
+        return done
     with store.write() as session:
-        known = session.get(Run, contents.run.id)
-        if known is None or (ended and known.outcome != contents.outcome):
-            _enter(session, contents)
-            _replace_parts(session, contents, metrics)
-        else:
-            known.folder = contents.run.folder
-            _add_parts(session, contents)
-        _label(session, contents)
+        for contents in stale:
+            if (contents.folder / "request.json").is_file():
+                done[contents.run.id] = _renew(session, contents, metrics.get(contents.run.id, []))
+            else:  # moved away since it was read: a row would point nowhere
+                del done[contents.run.id]
+    return done
+
+
+def _renew(session: Session, contents: folders.Contents, metrics: list[tuple[str, int, float]]) -> str:
+    """Bring one run up to date; returns whether it was `added` or `updated`."""
+    known = session.get(Run, contents.run.id)
+    if known is None or (contents.outcome is not None and known.outcome != contents.outcome):
+        _enter(session, contents)
+        _replace_parts(session, contents, metrics)
+    else:
+        known.folder = contents.run.folder
+        _add_parts(session, contents)
+    _label(session, contents)
     return "added" if known is None else "updated"
 
 
-def _differs(session: Session, run: Run, contents: folders.Contents) -> bool:
+def _differs(session: Session, run: Run | None, contents: folders.Contents) -> bool:
     """Whether the folder has anything that the database has not."""
-    if run.folder != contents.run.folder or (contents.outcome is not None and run.outcome != contents.outcome):
+    if (
+        run is None
+        or run.folder != contents.run.folder
+        or (contents.outcome is not None and run.outcome != contents.outcome)
+    ):
         return True
     columns = [getattr(Evaluation, name) for name in EvaluationRecord.__slots__]
     scores = {EvaluationRecord(*row) for row in session.execute(select(*columns).where(Evaluation.run_id == run.id))}
@@ -140,6 +164,15 @@ def _enter(session: Session, contents: folders.Contents) -> None:
     """The run's own row, new or renewed, but for its labels."""
     row = {name: getattr(contents.run, name) for name in RunRecord.__slots__ if name not in ("name", "note")}
     _upsert(session, Run, [{**row, "request": contents.request, "outcome": contents.outcome}], ("id",))
+    if contents.trial is not None:
+        _join_trial(session, contents.run.id, *contents.trial)
+
+
+def _join_trial(session: Session, run_id: str, study: str, number: int) -> None:
+    """A trial whose run was removed has none; the run is back."""
+    own = select(Study.id).where(Study.name == study).scalar_subquery()
+    alone = (Trial.study_id == own) & (Trial.number == number) & Trial.run_id.is_(None)
+    session.execute(update(Trial).where(alone).values(run_id=run_id))
 
 
 def _label(session: Session, contents: folders.Contents) -> None:

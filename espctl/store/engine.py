@@ -7,10 +7,14 @@ later fails under other writers, and the driver's own default loses updates sile
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import signal
 import sqlite3
 import weakref
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +22,15 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from espctl.errors import SchemaError, StoreError, translate
+from espctl.errors import REBUILD, SchemaError, StoreError, translate
 from espctl.store import models
 
+logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())  # what fails is said by our errors, once
 BUSY_SECONDS = 30.0
 _NOT_OURS = "give another file with paths.database, or move this one away"
+
+
+_snapshot: ContextVar[tuple[Store | None, Session | None]] = ContextVar("snapshot", default=(None, None))
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,22 @@ class Store:
         Raises:
             StoreError: the database cannot be read.
         """
+        store, shared = _snapshot.get()
+        if store is self and shared is not None:
+            yield shared
+            return
         with _translated(), Session(self.engine, autoflush=False) as session:
             yield session
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Within the block all that is read is of one moment, whatever others write meanwhile."""
+        with self.read() as session:
+            before = _snapshot.set((self, session))
+            try:
+                yield
+            finally:
+                _snapshot.reset(before)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
@@ -96,8 +118,19 @@ def open_store(database: Path, home: Path | None = None) -> Store:
         raise mismatch(database, found)
     locked = not writable(database)
     store = Store(database, home, _engine(database, locked), locked, created)
-    weakref.finalize(store, store.engine.dispose)  # the last connection to close tidies the journal away
+    weakref.finalize(store, _dispose, store.engine)
     return store
+
+
+def _dispose(engine: Engine) -> None:
+    """Close the connections; the last one to close tidies the journal away. Ctrl-C waits: nobody could hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with contextlib.suppress(KeyboardInterrupt):  # of one that is handled now, who listens has taken note
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            engine.dispose()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def revision(database: Path) -> str | None:
@@ -129,12 +162,22 @@ def mismatch(database: Path, found: str | None) -> SchemaError:
         )
     from espctl.store.backup import usable
 
-    copy = usable(database)
+    copy, last = usable(database), _last_program(database)
     return SchemaError(
         f"the database {database} has schema {found}, which is newer than this program ({head})",
-        "use the version of espctl that made it, or a newer one"
+        f"use the version of espctl that made it{f' (its last run is of {last})' if last else ''}, or a newer one"
         + (f"; {copy} is a copy from before, which this version can open with paths.database" if copy else ""),
     )
+
+
+def _last_program(database: Path) -> str | None:
+    """The version of the program that entered the newest run, as far as a schema of which nothing is known tells."""
+    try:
+        with contextlib.closing(connect(database, writable(database))) as connection:
+            row = connection.execute("SELECT version FROM runs ORDER BY created DESC LIMIT 1").fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row and row[0] else None
 
 
 def read_only(database: Path) -> StoreError:
@@ -190,3 +233,7 @@ def _translated() -> Iterator[None]:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise translate(error) from error
+    except (ValueError, TypeError) as error:  # of a value that is no text, no JSON or no time
+        if isinstance(error, UnicodeDecodeError | json.JSONDecodeError) or "isoformat" in str(error):
+            raise StoreError("the database file is damaged: it holds a value that cannot be read", REBUILD) from error
+        raise

@@ -21,10 +21,15 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from esp.errors import ArtifactError
+from espctl.errors import SchemaError
 from espctl.store.models import STATES
 from espctl.store.records import ArtifactRecord, EvaluationRecord, Labels, RunRecord
 
+FORMAT = 1
+"""Of run folders; a request without a format is of the first."""
 LABELS = "labels.json"
+_PRUNED = "pruned: "  # how the error of such a run began while it was said to have failed
+TRIAL_SCORE = "held_out.json"
 METRIC_STEPS = 500
 _DAMAGED = "restore the file from a copy, or remove the run folder"
 _INTEGER_LIMIT = 2**63  # of SQLite
@@ -33,7 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Contents:
-    """A run folder as the database sees it; `outcome` is None until the run has ended, `labels` if there are none."""
+    """A run folder as the database sees it.
+
+    Attributes:
+        outcome: None until the run has ended.
+        labels: None if there are none.
+        trial: study and number of the trial that the run was made for, if any.
+    """
 
     folder: Path
     run: RunRecord
@@ -42,6 +53,7 @@ class Contents:
     artifacts: tuple[ArtifactRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     labels: Labels | None
+    trial: tuple[str, int] | None = None
 
 
 def read(folder: Path, home: Path) -> Contents:
@@ -60,11 +72,22 @@ def read(folder: Path, home: Path) -> Contents:
     if not (folder / "outcome.json").exists():
         began = any((folder / name).exists() for name in ("checkpoint.safetensors", "metrics.jsonl"))
         state = "interrupted" if began else "queued"
-        return Contents(folder, _replace(run, state=state), request.values, None, (), evaluations, known)
+        return Contents(
+            folder, _replace(run, state=state), request.values, None, (), evaluations, known, _trial(folder, request)
+        )
     outcome = _Document.read(folder / "outcome.json")
     return Contents(
-        folder, _ended(run, outcome), request.values, outcome.values, _artifacts(run.id, outcome), evaluations, known
-    )
+        folder, _ended(run, outcome), request.values, outcome.values, _artifacts(run.id, outcome), evaluations, known,
+        _trial(folder, request),
+    )  # fmt: skip
+
+
+def _trial(folder: Path, request: _Document) -> tuple[str, int] | None:
+    """The trial that a run was made for; a repetition of that run has the same request, but no score of a trial."""
+    asked = request.inner("request")
+    if asked.values.get("study") is None or not (folder / TRIAL_SCORE).is_file():
+        return None
+    return asked.text("study"), asked.integer("trial")
 
 
 def run_record(request: Mapping[str, Any], folder: Path, home: Path, source: Path = Path("request.json")) -> RunRecord:
@@ -74,6 +97,7 @@ def run_record(request: Mapping[str, Any], folder: Path, home: Path, source: Pat
         ArtifactError: a key is missing or of the wrong type.
     """
     top = _Document(source, request)
+    _require_format(top)
     asked, provenance = top.inner("request"), top.inner("provenance", optional=True)
     for name in ("method_options", "parametrisation_options", "changed_options"):
         if name in asked.values:
@@ -89,6 +113,17 @@ def run_record(request: Mapping[str, Any], folder: Path, home: Path, source: Pat
         started=None, finished=None, seconds=None, peak_memory_bytes=None, stored_numbers=None, budget_numbers=None,
         error=None,
     )  # fmt: skip
+
+
+def _require_format(top: _Document) -> None:
+    """Refuse a folder of a later version, which may mean something else by the same words."""
+    if (found := top.values.get("format", FORMAT)) != FORMAT:
+        source = top.values.get("provenance")
+        made = source.get("version") if isinstance(source, Mapping) else None
+        raise SchemaError(
+            f"{top.path} has format {found!r:.20}, this program reads {FORMAT}",
+            f"use the version of espctl that made it{f', {made!s:.40},' if made else ''} or a newer one",
+        )
 
 
 def _require_experts(asked: _Document) -> None:
@@ -171,13 +206,16 @@ def _ended(run: RunRecord, outcome: _Document) -> RunRecord:
     state = outcome.text("state")
     if state not in STATES:
         raise ArtifactError(f"{outcome.path}: 'state' cannot be {state!r}", f"known: {', '.join(STATES)}")
+    error = outcome.maybe(outcome.text, "error")
+    if state == "failed" and (error or "").startswith(_PRUNED):
+        state, error = "pruned", (error or "").removeprefix(_PRUNED)
     return _replace(
         run, state=state, started=outcome.maybe(outcome.moment, "started"),
         finished=outcome.maybe(outcome.moment, "finished"), seconds=outcome.maybe(outcome.number, "seconds"),
         peak_memory_bytes=outcome.maybe(outcome.integer, "peak_memory_bytes"),
         stored_numbers=outcome.maybe(outcome.integer, "stored_numbers"),
         budget_numbers=outcome.maybe(outcome.integer, "budget_numbers"),
-        device=outcome.maybe(outcome.text, "device") or run.device, error=outcome.maybe(outcome.text, "error"),
+        device=outcome.maybe(outcome.text, "device") or run.device, error=error,
     )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from espctl.errors import StoreError, translate
 from espctl.store import backup, engine, models
 
-_DAMAGED = "restore the file from a copy, or move it away and run: espctl db upgrade"
-_STALE = "the schema differs from what this version defines: move the file away and run: espctl db upgrade"
+_DAMAGED = "make it anew from the run folders: espctl db rebuild"
+_STALE = "the schema differs from what this version defines: make it anew from the run folders: espctl db rebuild"
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,12 @@ def scripts() -> Path:
     return next(path for path in (package / "migrations", package.parent / "migrations") if (path / "env.py").is_file())
 
 
-def config(connection: Connection | None = None, folder: Path | None = None) -> Config:
-    """Alembic's configuration for the revisions in `folder`; silent, and bound to a connection."""
-    made = Config(stdout=io.StringIO(), attributes={"connection": connection})
+def config(connection: Connection | None = None, folder: Path | None = None, at_once: bool = False) -> Config:
+    """Alembic's configuration for the revisions in `folder`; silent, and bound to a connection.
+
+    Each revision is a transaction, or all of them are one.
+    """
+    made = Config(stdout=io.StringIO(), attributes={"connection": connection, "at_once": at_once})
     made.set_main_option("script_location", str(folder or scripts()).replace("%", "%%"))
     made.set_main_option("path_separator", "os")
     return made
@@ -85,7 +88,8 @@ def upgrade(database: Path, target: str = "head", folder: Path | None = None) ->
         raise engine.read_only(database)
     wanted = script.get_current_head() if target == "head" else target
     with _alone(database, wanted) as (connection, copy):
-        command.upgrade(config(connection, folder), target)
+        # A new file is made whole or not at all: nobody should have to upgrade what was never used.
+        command.upgrade(config(connection, folder, at_once=before is None), target)
     return Migrated(before, copy)
 
 
@@ -147,7 +151,7 @@ def _alone(database: Path, wanted: str | None) -> Iterator[tuple[Connection, Pat
     deletes the rows of every table that refers to it; Alembic checks the references before each commit instead.
     """
     try:
-        with contextlib.closing(_lock(database)) as raw:
+        with contextlib.closing(lock(database)) as raw:
             copy = _copy(raw, database, wanted)
             raw.execute("PRAGMA foreign_keys = OFF")
             with _alembic(raw, "BEGIN IMMEDIATE") as connection:
@@ -173,13 +177,13 @@ def _copy(raw: sqlite3.Connection, database: Path, wanted: str | None) -> Path |
     return path
 
 
-def _lock(database: Path) -> sqlite3.Connection:
-    """A raw connection that holds the exclusive lock until it is closed.
+def lock(database: Path, seconds: float | None = None) -> sqlite3.Connection:
+    """A raw connection that holds the exclusive lock until it is closed; waits for it at most so long.
 
     SQLite's own waiting will not do: in this mode a connection keeps the shared lock that it got on the way, so two
     that wait for each other wait until both give up. Closing it and starting again blocks nobody.
     """
-    deadline = time.monotonic() + engine.BUSY_SECONDS
+    deadline = time.monotonic() + (engine.BUSY_SECONDS if seconds is None else seconds)
     while True:
         raw = engine.connect(database, can_write=True, create=True)
         try:

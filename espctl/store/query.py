@@ -162,9 +162,13 @@ def _explained(
         hint = closest_hint(name, known) if known else "write TABLE.COLUMN"
         hint = "SQLite has no function of this name" if found["kind"] == "function" else hint
         return ExpressionError(said, hint, sql, _word(sql, name))
+    if "binding" in said:
+        place = re.search(r"[?:@$]", sql)
+        what = "the statement has a parameter, and nothing is its value"
+        return ExpressionError(what, "write the value in its place", sql, place.start() if place else 0)
     if "string or blob too big" in said:
         return StoreError(f"a value is larger than {CELL_BYTES:,} bytes", "select less of it")
-    return ExpressionError(said[:1].lower() + said[1:], "compare it with SQLite's SELECT", sql, 0)
+    return ExpressionError(said[:1].lower() + said[1:].rstrip("."), "compare it with SQLite's SELECT", sql, 0)
 
 
 def _place(connection: sqlite3.Connection, sql: str, word: str) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import String, func, select, type_coerce
 from sqlalchemy.orm import Session
 
+from esp import files
 from esp.errors import UnknownNameError, closest_hint
 from espctl.errors import RunError
 from espctl.store import folder as folders
@@ -22,8 +26,9 @@ from espctl.store.models import STATES, Artifact, Evaluation, Metric, Run, Tag
 from espctl.store.records import ArtifactRecord, EvaluationRecord, RunDetail, RunRecord
 
 __all__ = [
-    "RUN_COLUMNS", "count_runs", "delete_experts", "delete_run", "evaluations_of", "find_run", "insert_run",
-    "list_evaluations", "list_experts", "list_runs", "list_tags", "metrics_of", "option_names", "record_evaluation",
+    "RUN_COLUMNS", "asked", "begin_run", "count_runs", "delete_experts", "delete_run", "evaluations_of", "find_run",
+    "forget_moved", "insert_run", "list_evaluations", "list_experts", "list_runs", "list_tags", "metrics_of",
+    "option_names", "record_evaluation",
     "record_evaluations", "record_expert", "record_outcome", "requests_of", "run_detail", "runs_with_key",
     "set_state", "sync", "tags_of",
 ]  # fmt: skip
@@ -34,6 +39,7 @@ RUN_COLUMNS: tuple[str, ...] = tuple(RunRecord.__slots__)
 _RUN = [getattr(Run, name) for name in RUN_COLUMNS]
 _EVALUATION = [getattr(Evaluation, name) for name in EvaluationRecord.__slots__]
 _ARTIFACT = [getattr(Artifact, name) for name in ArtifactRecord.__slots__]
+_WHOLE = re.compile(r"-[0-9a-f]{8}$")
 _PARAMETERS = 10_000  # values in one statement; SQLite's limit is 32,766
 _SUGGESTED_FROM = 1_000  # newest runs among which a mistyped name is looked for
 
@@ -55,6 +61,49 @@ def insert_run(store: Store, request: Mapping[str, Any], folder: Path) -> RunRec
             raise RunError(f"the run {record.id!r} exists already", "start it again under another id")
         session.add(Run(**{name: getattr(record, name) for name in RUN_COLUMNS}, request=dict(request), outcome=None))
     return record
+
+
+def begin_run(
+    store: Store, runs_folder: Path, name: str, key: str, write: Callable[[Path], Mapping[str, Any]], again: bool
+) -> tuple[RunRecord, bool]:
+    """Enter a queued run with its folder, or find the one that another process has just begun.
+
+    Looking and entering are one transaction, so that of two processes that ask the same at the same moment one begins.
+
+    Args:
+        name: the run's id; the first with a number that is free, where it is taken.
+        key: of the request.
+        write: makes the run's folder with its `request.json`, whose value it returns.
+        again: begin another run also where one of this key is there.
+
+    Returns:
+        The run, and whether it was begun here.
+    """
+    with store.write() as session:
+        for run_id in () if again else session.scalars(select(Run.id).where(Run.key == key).order_by(Run.created)):
+            if (runs_folder / run_id / "request.json").is_file():
+                return _one(session, run_id), False
+        folder = next(path for path in _numbered(runs_folder, name) if _is_free(session, path))
+        request = write(folder)
+        record = folders.run_record(request, folder, store.home, folder / "request.json")
+        session.add(Run(**{name: getattr(record, name) for name in RUN_COLUMNS}, request=dict(request), outcome=None))
+    return record, True
+
+
+def _numbered(runs_folder: Path, name: str) -> Iterator[Path]:
+    yield runs_folder / name
+    yield from (runs_folder / f"{name}-{number}" for number in itertools.count(2))
+
+
+def _is_free(session: Session, folder: Path) -> bool:
+    """Whether no run has this name.
+
+    A folder with nothing but a lock in it is of who asks for the same just now; one without a request is what a
+    process left that died, or had no space, while it wrote that.
+    """
+    left = {"lock", "patch.diff", *(path.name for path in files.unfinished(folder))}
+    empty = not folder.is_file() and all(path.name in left for path in folder.glob("*"))
+    return empty and session.get(Run, folder.name) is None
 
 
 def set_state(
@@ -188,6 +237,24 @@ def requests_of(store: Store, run_ids: Sequence[str]) -> dict[str, Mapping[str, 
     return found
 
 
+def asked(store: Store, run_ids: Sequence[str], without: Sequence[str]) -> dict[str, str]:
+    """Run id -> canonical JSON of what was asked, without the entries of some names: equal where runs ask the same.
+
+    SQLite takes the entries out, so that of thousands of runs that ask the same one request is parsed here.
+    """
+    text = func.json_remove(func.json_extract(Run.request, "$.request"), *(f'$."{name}"' for name in without))
+    found: dict[str, str] = {}
+    known: dict[str, str] = {}
+    with store.read() as session:
+        for start in range(0, len(run_ids), _PARAMETERS):
+            chosen = Run.id.in_(run_ids[start : start + _PARAMETERS])
+            for run_id, request in session.execute(select(Run.id, type_coerce(text, String)).where(chosen)):
+                if request not in known:
+                    known[request] = files.canonical(json.loads(request))
+                found[run_id] = known[request]
+    return found
+
+
 def metrics_of(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Name -> (step, value) in order of steps, as recorded when the run was collected."""
     found: dict[str, list[tuple[int, float]]] = {}
@@ -233,6 +300,14 @@ def delete_run(store: Store, run_id: str) -> None:
         session.delete(run)
 
 
+def forget_moved(store: Store, run_id: str) -> None:
+    """Remove the row of a run whose folder is gone, if another process has entered it from the folder before that."""
+    with store.write() as session:
+        run = session.get(Run, run_id)
+        if run is not None and not (store.home / run.folder / "request.json").is_file():
+            session.delete(run)
+
+
 def _chosen(filters: Filters, where: Where) -> list[Any]:
     """Conditions on runs, `tag` among them."""
     names = (*RUN_COLUMNS, "tag")
@@ -248,14 +323,17 @@ def _one(session: Session, run_id: str) -> RunRecord:
 
 
 def _resolve(session: Session, name: str) -> str:
-    """The id that `name` stands for: an id comes before a name, and a name before the beginning of an id."""
+    """The id that `name` stands for: an id comes before a name, and a name before the beginning of an id.
+
+    A whole id is no beginning: once that run is removed it must not mean the repetition `ID-2`.
+    """
     if name and session.scalar(select(Run.id).where(Run.id == name)) is None:
         called = list(session.scalars(select(Run.id).where(Run.name == name).order_by(Run.id).limit(6)))
         if len(called) == 1:
             return called[0]
         if called:
             raise RunError(f"more than one run is called {name!r}", f"give its id: {', '.join(called)}")
-    begins = (Run.id >= name) & (Run.id < name + LAST)
+    begins = (Run.id >= name) & (Run.id < name + LAST) if not _WHOLE.search(name) else Run.id == name
     found = list(session.scalars(select(Run.id).where(begins).order_by(Run.id).limit(6)))
     if not found or not name:
         raise _unknown(session, name)

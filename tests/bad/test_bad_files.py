@@ -71,6 +71,22 @@ def arrays(**changes: Any) -> dict[str, Any]:
     return {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels, **changes}
 
 
+HALF = b"\x93NUMPY\x01\x00" + struct.pack("<H", 54) + b"{'descr': '|u1', 'x': (2, 1, L" + b" " * 23 + b"\n"
+
+
+def npz_member(content: bytes) -> Spoil:
+    """An npz whose members hold something that is no array."""
+
+    def spoil(home: Path, tmp: Path) -> None:
+        npz()(home, tmp)
+        with zipfile.ZipFile(tmp / "x.npz") as there, zipfile.ZipFile(tmp / "y.npz", "w") as made:
+            for member in there.namelist():
+                made.writestr(member, content)
+        (tmp / "y.npz").replace(tmp / "x.npz")
+
+    return spoil
+
+
 def npz(**changes: Any) -> Spoil:
     def spoil(home: Path, tmp: Path) -> None:
         with (tmp / "x.npz").open("wb") as file:
@@ -352,6 +368,8 @@ CASES: list[tuple[str, Any, Any, str]] = [
     ("flips maybe", named(["a", "b"], "maybe"), HEADERS, "neither true nor false"),
     # npz
     ("npz empty", text("x.npz", b""), TENSORS, "not a readable npz"),
+    ("npz with half a header", npz_member(HALF), TENSORS, "EOF in multi-line statement"),
+    ("npz without an array", npz_member(b"no array"), TENSORS, "is no numpy array"),
     ("npz text", text("x.npz", b"PK\x03\x04" + b"x" * 50), TENSORS, "not a readable npz"),
     ("npz pickle", text("x.npz", b"\x80\x04\x95cos\nsystem\n(S'x'\ntR."), TENSORS, "not a readable npz"),
     ("npz of objects", npz(train_images=np.array([{"a": 1}], dtype=object)), TENSORS, "not a readable npz"),

@@ -29,7 +29,7 @@ from espctl import cli
 
 TOP = Path(__file__).resolve().parents[2]
 DOCS = TOP / "docs"
-GENERATED = ("commands.md", "schema.md", "settings.md")
+GENERATED = ("commands.md", "reliability.md", "schema.md", "settings.md")
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name not in GENERATED)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n+)?```(?P<head>[^\n`]+)\n(?P<body>.*?)\n```", re.DOTALL)
 

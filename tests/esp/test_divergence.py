@@ -125,3 +125,35 @@ def test_where_only_every_tenth_step_is_looked_at_the_last_good_state_is_kept(ma
     assert caught.value.state is not None
     assert int(caught.value.state["step"]) == 10
     assert is_sound(dict(caught.value.state))
+
+
+@dataclass(frozen=True)
+class Poisoned(Scripted):
+    """Loses a tensor that is not the set: a network, or a moment of an optimiser."""
+
+    name: str = "network"
+
+    def step(self, task: Task, state: State, key: Key) -> tuple[State, Metrics]:
+        state, metrics = super().step(task, state, key)
+        bad = torch.tensor([0.0, float("inf") if int(state["step"]) == 3 else 1.0])
+        return {**state, self.name: bad}, metrics
+
+
+@pytest.mark.parametrize("name", ["network", "optimiser.v.pixels", "student"])
+def test_a_lost_network_or_moment_is_noticed_though_the_set_is_sound(make_task: Callable[..., Task], name: str) -> None:
+    seen, error = follow(Poisoned(name=name), make_task())
+    assert error.message == f"step 3 diverged: {name} is not finite"
+    assert error.state is seen[-1]
+    assert int(seen[-1]["step"]) == 2
+    assert not is_sound({**seen[-1], name: torch.tensor(float("nan"))})
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_set_that_was_lost_is_noticed_in_the_next_step(make_task: Callable[..., Task], name: str) -> None:
+    """As by a checkpoint of an older version: the step that reads it says so, whatever its mathematics makes of it."""
+    for labels in ("fixed", "solved") if name == "kip" else ("",):
+        method, task = make(name, **({"labels": labels} if labels else {})), make_task("latent", ipc=2)
+        first = next(iter(condense(method, task, 0)))[0]
+        lost = {key: torch.full_like(value, torch.nan) if key == "set.codes" else value for key, value in first.items()}
+        with pytest.raises(DivergedError, match="step 1 diverged"):
+            list(condense(method, task, 0, lost))

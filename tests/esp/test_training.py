@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esp.cutmix import cutmix
 from esp.data.dataset import Dataset
 from esp.errors import DivergedError, InputError, UnknownNameError
 from esp.evaluation import DSA, IDC
 from esp.networks.convnet import convnet3
 from esp.networks.flat import Network
 from esp.rng import Key
-from esp.training import Recipe, Snapshot, Trainer, accuracy, cutmix
+from esp.training import Recipe, Snapshot, Trainer, accuracy
 
 CPU = torch.device("cpu")
 EVERYTHING = Recipe(6, 5, 0.05, 0.9, 1e-3, (1 / 3, 2 / 3), 0.3, True, mode="sequence", cutmix=0.5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,45 @@ def test_a_header_is_all_that_opening_reads(path: Path) -> None:
     write(path)
     found = open_trajectory(path)
     assert found == Trajectory(path, artifact.load(path).digest, found.meta)
+
+
+def test_a_segment_that_was_prepared_is_the_same_to_the_bit(path: Path) -> None:
+    write(path)
+    plain, ahead = (Experts((open_trajectory(path),)) for _ in range(2))
+    for start in (0, 3, 3, 1):
+        ahead.prepare(0, start, 2, CPU)
+        (first, space), (expected, span) = ahead.segment(0, start, 2, CPU), plain.segment(0, start, 2, CPU)
+        assert torch.equal(first, expected)
+        assert torch.equal(space.basis, span.basis)
+    assert first.untyped_storage().nbytes() == first.numel() * 4  # not a view that keeps the whole segment
+
+
+def test_a_prepared_segment_that_nobody_asks_for_is_forgotten(path: Path) -> None:
+    write(path)
+    experts = Experts((open_trajectory(path),))
+    experts.prepare(0, 0, 2, CPU)
+    experts.segment(0, 1, 2, CPU)
+    wait_for_segments()
+    experts.prepare(0, 4, 2, CPU)
+    assert len(experts._ahead) == 1
+    experts.segment(0, 4, 2, CPU)
+    assert not experts._ahead
+
+
+def test_what_fails_beside_is_raised_where_the_segment_is_used(path: Path) -> None:
+    write(path)
+    experts = Experts((open_trajectory(path),))
+    before = experts.segment(0, 0, 2, CPU)
+    path.unlink()
+    experts.prepare(0, 1, 2, CPU)
+    wait_for_segments()
+    assert experts.segment(0, 0, 2, CPU) is before
+    with pytest.raises(ArtifactError, match="does not exist"):
+        experts.segment(0, 1, 2, CPU)
+    assert not any(thread.name == "esp-segment" for thread in threading.enumerate())
+
+
+def wait_for_segments() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "esp-segment":
+            thread.join()

@@ -15,7 +15,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "json_keys.json"
 SHORT = "--protocol dsa --epochs 2 --seeds 1"
 COMMANDS = [
     "config show", "data check digits", "data fetch digits", "data info digits", "data ls",
-    "data show digits -o @grid.png", "db check", "db current", "db upgrade", "db backup @copy.db", "doctor --fast",
+    "data show digits -o @grid.png", "db check", "db current", "db upgrade", "db backup @copy.db", "db rebuild",
+    "doctor --fast",
     "experts build -d digits", "experts build -d digits --dry-run", "experts ls", "experts show STORE/0",
     "experts verify", "methods ls", "methods show esp", "networks ls", "networks show convnet3", "protocols ls",
     "protocols show dsa", "condense -d digits --ipc 1 -m random",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from esp.errors import ArtifactError
 from espctl.store import folder as folders
 from espctl.store import labels, runs
 from espctl.store.engine import Store, open_store
+from espctl.store.runs import list_runs, sync
 
 CREATED = "2026-01-31T12:00:00+00:00"
 TABLES = ("runs", "metrics", "evaluations", "artifacts", "tags")
@@ -258,3 +260,35 @@ def test_metrics_survive_crashes_and_repeated_steps(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert folders.metrics(tmp_path) == [("loss", 0, 9.0), ("loss", 1, 6.0)]
     assert folders.metrics(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [("pruned", "after 3 of 9 steps"), ("failed", "pruned: after 3 of 9 steps")]
+)
+def test_the_run_of_a_pruned_trial_has_not_failed(tmp_path: Path, state: str, error: str) -> None:
+    """The second is how it was written when runs could only fail."""
+    asked = {"method": "dm", "dataset": "digits", "ipc": 1, "seed": 0, "study": "beta", "trial": 3}
+    request = {"id": "a", "key": "k", "created": "2026-01-31T12:00:00Z", "kind": "condense", "request": asked}
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/request.json").write_text(json.dumps(request))
+    (tmp_path / "runs/a/outcome.json").write_text(json.dumps({"state": state, "error": error, "artifacts": []}))
+    with open_store(tmp_path / "espctl.db") as store:
+        sync(store, tmp_path / "runs")
+        [run] = list_runs(store, expression="state=pruned")
+        assert (run.state, run.error) == ("pruned", "after 3 of 9 steps")
+
+
+def test_many_folders_are_entered_in_few_transactions(tmp_path: Path) -> None:
+    asked = {"method": "dm", "dataset": "digits", "ipc": 1, "seed": 0}
+    for number in range(230):
+        folder = tmp_path / f"runs/r{number:03d}"
+        folder.mkdir(parents=True)
+        request = {"id": folder.name, "key": "k", "created": "2026-01-31T12:00:00Z", "kind": "condense"}
+        (folder / "request.json").write_text(json.dumps({**request, "request": asked}))
+    with open_store(tmp_path / "espctl.db") as store:
+        commits: list[object] = []
+        event.listen(store.engine, "commit", commits.append)
+        assert len(sync(store, tmp_path / "runs").added) == 230
+        assert len(commits) == 3
+        assert len(sync(store, tmp_path / "runs").unchanged) == 230
+        assert len(commits) == 3

@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 ROWS = {"runs": 3, "evaluations": 4, "metrics": 6, "artifacts": 2, "tags": 2, "experts": 1, "datasets": 1}
 REBUILD = """
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "9001", "0002", None, None
+revision, down_revision, branch_labels, depends_on = "9001", "0003", None, None
 
 def upgrade():
     with op.batch_alter_table("runs", recreate="always") as batch:
@@ -48,8 +48,10 @@ def rows(database: Path) -> dict[str, int]:
 
 
 def schema(database: Path) -> set[str]:
+    """Every statement, but for spaces and quotes, in which a table that was made anew differs."""
     with closing(sqlite3.connect(database)) as connection:
-        return {row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+        found = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
+        return {" ".join(row[0].replace('"', "").split()) for row in found}
 
 
 def test_one_head_and_the_models_name_it() -> None:
@@ -110,7 +112,7 @@ def test_golden_upgrades_with_rows_kept(tmp_path: Path, revision: str) -> None:
 
 
 def test_a_study_outlives_a_run_that_it_tried(tmp_path: Path) -> None:
-    database = golden(tmp_path, "0002")
+    database = golden(tmp_path, models.REVISIONS[-1])
     with engine.open_store(database) as store:
         delete_run(store, "esp-digits-1-00000000")
     with closing(sqlite3.connect(database)) as connection:
@@ -165,19 +167,19 @@ def test_an_upgrade_copies_the_database_first(tmp_path: Path) -> None:
     ],
 )
 def test_a_failed_revision_leaves_no_trace(tmp_path: Path, extra: str, reason: str) -> None:
-    database, folder = golden(tmp_path, "0002"), with_second(tmp_path, extra)
+    database, folder = golden(tmp_path, "0003"), with_second(tmp_path, extra)
     before = schema(database)
     with pytest.raises(StoreError, match=reason):
         migrate.upgrade(database, folder=folder)
-    assert (rows(database), schema(database), engine.revision(database)) == (ROWS, before, "0002")
+    assert (rows(database), schema(database), engine.revision(database)) == (ROWS, before, "0003")
 
 
 def test_an_older_schema_is_refused(tmp_path: Path) -> None:
     database = golden(tmp_path)
-    with pytest.raises(SchemaError, match="has schema 0001, this program needs 0002") as caught:
+    with pytest.raises(SchemaError, match="has schema 0001, this program needs 0003") as caught:
         engine.open_store(database)
     assert caught.value.hint == "run: espctl db upgrade"
-    assert "needs 0002" in migrate.check(database).problems[0]
+    assert "needs 0003" in migrate.check(database).problems[0]
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -250,3 +252,29 @@ def test_an_upgrade_does_not_pull_the_file_from_under_another_process(
         with pytest.raises(StoreError, match="locked"):
             migrate.upgrade(database)
     assert migrate.upgrade(database).before == "0001"
+
+
+def test_a_pruned_run_is_told_from_a_failed_one(tmp_path: Path) -> None:
+    database = golden(tmp_path, "0002")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE runs SET state = 'failed', error = 'pruned: after 3 steps' WHERE method = 'esp'")
+        connection.execute("UPDATE runs SET state = 'failed', error = 'out of memory' WHERE method = 'mtt'")
+        connection.commit()
+    old = schema(database)
+    migrate.upgrade(database)
+    assert states(database) == {"dm": ("queued", None), "esp": ("pruned", "after 3 steps"), "mtt": FAILED}
+    assert rows(database) == ROWS
+    with closing(sqlite3.connect(database)) as connection, pytest.raises(sqlite3.IntegrityError, match="ck_runs_state"):
+        connection.execute("UPDATE runs SET state = 'lost'")
+    migrate.downgrade(database, "0002")
+    assert states(database) == {"dm": ("queued", None), "esp": ("failed", "pruned: after 3 steps"), "mtt": FAILED}
+    assert schema(database) == old
+
+
+FAILED = ("failed", "out of memory")
+
+
+def states(database: Path) -> dict[str, tuple[str, str | None]]:
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT method, state, error FROM runs").fetchall()
+    return {method: (state, error) for method, state, error in found}

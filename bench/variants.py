@@ -1,0 +1,160 @@
+"""What ESP leaves open, compared on held-out training images: the test images are never looked at.
+
+The set is condensed from nine tenths of the training images by experts that saw no others, and networks trained on it
+are scored on the last tenth. One line of JSON is kept for each variant and seed as it comes; those that are there are
+not done again. `python -m bench.gpu` starts this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.campaign import PLANS, Options, Plan, Variant
+from esp.core import State, Task, condense, synthetic_parameters
+from esp.data.store import load
+from esp.errors import DivergedError
+from esp.evaluation import Evaluator
+from esp.methods.esp import ESP
+from esp.networks.flat import build as build_network
+from esp.parametrisation import Frame, build, decode_all
+from esp.recipes import Protocol
+from esp.trajectory import Experts, open_trajectory
+from espctl.services.project import Project
+from espctl.services.protocols import find
+
+HELD_OUT = 0.1
+
+
+def main() -> None:
+    """Score variants until time is up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=PLANS, required=True)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--store", required=True, help="experts on the training images that are not held out")
+    parser.add_argument("--output", type=Path, required=True, help="the file of lines")
+    parser.add_argument("--seconds", type=float, required=True)
+    chosen = parser.parse_args()
+    plan, deadline = PLANS[chosen.size], time.monotonic() + chosen.seconds
+    project = Project.open({"home": chosen.home})
+    data = load(plan.dataset, project.paths.data, project.paths.raw).held_out(HELD_OUT)
+    network = build_network(plan.network, data.shape, data.num_classes)
+    paths = sorted((project.paths.experts / chosen.store).glob("expert-*.safetensors"))
+    experts = Experts(tuple(open_trajectory(path) for path in paths))
+    stored = build("latent", Frame(data.num_classes, 1, data.shape), {})
+    task = Task(data, network, stored, experts, torch.device(plan.device), 512, plan.device == "cuda")
+    protocol = find(project, "dsa").with_epochs(plan.variant_epochs)
+    for variant, seed in _cells(plan, chosen.output):
+        known = {(line["name"], line["seed"]) for line in read(chosen.output)}
+        if (variant.name, seed) in known:
+            continue
+        line = _line(plan, task, protocol, variant, seed, deadline)
+        if line is None:
+            return
+        with chosen.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{variant.name}, seed {seed}: {line['accuracies'] or line['error']}", flush=True)
+
+
+def _cells(plan: Plan, path: Path) -> Iterator[tuple[Variant, int]]:
+    """Variants and seeds: all norms with the first seed, and so on; then what is around the best of them."""
+    for seed in range(plan.variant_seeds):
+        for variant in plan.norms():
+            yield variant, seed
+    best = best_of(read(path))
+    for seed in range(plan.variant_seeds):
+        for variant in plan.around(best) if best else ():
+            yield variant, seed
+
+
+def _line(
+    plan: Plan, task: Task, protocol: Protocol, variant: Variant, seed: int, deadline: float
+) -> dict[str, Any] | None:
+    """One variant condensed and scored; None when time is up before it is done."""
+    begun, options = time.monotonic(), {**plan.options.get("esp", {}), **variant.options, "steps": plan.variant_steps}
+    assert task.experts is not None
+    trajectories = task.experts.trajectories[: variant.experts or None]
+    task = replace(task, experts=Experts(trajectories)) if variant.experts else task
+    method = ESP(start_max=plan.start_max(options["segment"]), **options)
+    found: list[float] = []
+    error, inside = "", None
+    state: State = {}
+    try:
+        for latest, metrics in condense(method, task, seed):
+            state, inside = latest, metrics.get("inside")
+            if time.monotonic() > deadline:
+                return None
+        with torch.no_grad():
+            images = decode_all(task.parametrisation, synthetic_parameters(state))
+        judge = Evaluator(task.network, protocol, task.data, images, task.labels, task.device, task.chunk, task.compile)
+        scores = judge.scores(range(plan.variant_networks))
+        found = [score.accuracy for score in scores if not isinstance(score, DivergedError)]
+    except DivergedError as diverged:
+        error = diverged.message
+    return {
+        "what": variant.what, "name": variant.name, "options": variant.options, "experts": len(trajectories),
+        "seed": seed, "steps": plan.variant_steps, "protocol": protocol.name,
+        "judge": f"held-out {HELD_OUT:g} of the training images", "accuracies": found,
+        "inside": None if error or inside is None else float(inside), "error": error,
+        "seconds": time.monotonic() - begun,
+    }  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines that are there; one that was cut short does not count."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def means(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Variant -> mean accuracy of its networks for each seed; 0 where it diverged."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        found.setdefault(line["name"], []).append(statistics.fmean(line["accuracies"]) if line["accuracies"] else 0.0)
+    return found
+
+
+def best_of(lines: Sequence[dict[str, Any]], what: str = "norm") -> Options:
+    """Options of the variant with the highest mean over seeds, of those with the most seeds; none without lines."""
+    of = [line for line in lines if line["what"] == what]
+    scores = means(of)
+    if not scores:
+        return {}
+    most = max(map(len, scores.values()))
+    name = max((one for one in scores if len(scores[one]) == most), key=lambda one: statistics.fmean(scores[one]))
+    options: Options = next(line["options"] for line in of if line["name"] == name)
+    return options
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation over seeds of every variant, in percent."""
+    rows = ["| ablation | variant | held-out accuracy % | seeds x networks | inside |", "| --- " * 5 + "|"]
+    for name, values in means(lines).items():
+        of = [line for line in lines if line["name"] == name]
+        spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        inside = [line["inside"] for line in of if line["inside"] is not None]
+        share = f"{statistics.fmean(inside):.2f}" if inside else "diverged"
+        count = f"{len(values)} x {max(len(line['accuracies']) for line in of)}"
+        rows.append(f"| {of[0]['what']} | {name} | {100 * statistics.fmean(values):.1f}{spread} | {count} | {share} |")
+    first = lines[0]
+    rows += ["", f"ESP with {first['steps']} steps, protocol {first['protocol']}, scored on {first['judge']}, which "
+             "neither the set nor the experts have seen. Mean ± standard deviation over seeds of the condensation; "
+             "inside: length of the projected gradient over that of the gradient, at the last step."]  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()
