@@ -347,9 +347,9 @@ def test_a_database_that_is_none(project: Any) -> None:
     for path in project.home.glob("espctl.db*"):
         path.unlink()
     (project.home / "espctl.db").write_text("this is text, and long enough to be looked at as a database" * 20)
-    complains(project("runs ls", code=1), "not an SQLite database", "espctl db upgrade")
-    (project.home / "espctl.db").unlink()
-    assert "1 runs added" in project("db upgrade").out
+    complains(project("runs ls", code=1), "not an SQLite database", "espctl db rebuild")
+    assert "made from the folders: 1 runs" in project("db rebuild").out
+    project("runs ls", code=0)
 
 
 @pytest.mark.parametrize("name", ["runs", "experts", "data"])
@@ -452,9 +452,9 @@ def test_control_c_while_a_command_starts_leaves_no_traceback(project: Any, laun
         time.sleep(delay)
         process.kill(2)
         done = process.wait()
-        assert done.code in (130, 0), done
+        assert done.code in (130, 0, -2), done  # before it has begun there is nothing to say
         assert "Traceback" not in done.err
-        if done.code:
+        if done.code == 130:
             assert done.err.splitlines()[-2:][0] == "error: interrupted"
     assert "none" in project("db check").out
     for run in project("runs ls state!=finished", "--json").json:

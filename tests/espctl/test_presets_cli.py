@@ -147,11 +147,20 @@ class _Sticky:
         raise error
 
 
+class _Whole:
+    """A task that is never short of memory."""
+
+    chunk = 1
+
+    def chunked(self, _: int) -> _Whole:
+        return self
+
+
 def test_a_bad_state_never_replaces_a_good_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     good = {"set.pixels": torch.ones(2, 3), "step": torch.tensor(10)}
     bad = {"set.pixels": torch.full((2, 3), torch.nan), "step": torch.tensor(19)}
-    run = _Run(tmp_path, "k", object(), _Clock(), 0.0, 100, None)  # type: ignore[arg-type]
+    run = _Run(tmp_path, "k", _Whole(), _Clock(), 0.0, 100, None)  # type: ignore[arg-type]
     with pytest.raises(DivergedError):
         run.advance(_Sticky(bad, good), lambda *_: None)
     kept = artifact.load(tmp_path / "checkpoint.safetensors")
