@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from bench import listings, segments, step, training, unrolled
+from bench import listings, memory, segments, step, training, unrolled
 from bench.measure import Row
 from bench.setting import SIZES, Size
 from esp import files
 
 PARTS: dict[str, Callable[[Size, torch.device], Any]] = {
     "step": step.run,
+    "memory": memory.run,
     "unrolled": unrolled.run,
     "training": training.run,
     "segments": segments.run,

@@ -27,7 +27,7 @@ from bench import variants
 from bench.__main__ import PARTS
 from bench.campaign import PLANS, Options, Plan
 from esp.errors import EspError
-from espctl.services.plan import parse_budget
+from espctl.services.reproduction.plan import parse_budget
 
 SHORT = 3_600.0
 """Budgets below this many seconds have fewer steps."""

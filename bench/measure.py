@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+MAPPED = "MALLOC_MMAP_THRESHOLD_"
 
 
 @dataclass
@@ -96,10 +99,22 @@ def plain_row(part: str, what: str, unit: str, values: list[float], target: floa
     )  # fmt: skip
 
 
-def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The value of a module-level function, computed in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def isolated(function: Callable[..., Any], *arguments: Any, tight: bool = False) -> Any:
+    """The value of a module-level function, computed in a fresh process.
+
+    Args:
+        tight: whether glibc gives every block of 64 KiB and more back to the system when it is freed.
+    """
+    before = os.environ.get(MAPPED)
+    if tight:
+        os.environ[MAPPED] = "65536"  # read by the fresh process before it runs any code of ours
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        if tight:
+            os.environ.pop(MAPPED)
+            os.environ.update({MAPPED: before} if before else {})
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""(a) The ESP step: reverse over forward against double backward and against a plain training step; time and memory."""
+"""(a) The ESP step: reverse over forward against double backward and against a plain training step; time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from bench.measure import Row, isolated, pairs, peak_memory, plain_row, row_of
+from bench.measure import Row, pairs
 from bench.setting import Size, task
 from esp.core import Task
 from esp.derivatives import loss_sum
@@ -21,8 +20,7 @@ from esp.rng import Key
 def run(size: Size, device: torch.device) -> list[Row]:
     """The rows of this part."""
     with tempfile.TemporaryDirectory() as folder:
-        times = [*_times(Path(folder), size, device), *_larger(Path(folder), size, device)]
-    return [*times, *_memory(size, device)]
+        return [*_times(Path(folder), size, device), *_larger(Path(folder), size, device)]
 
 
 def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
@@ -120,44 +118,3 @@ def _both_derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], ob
         return torch.autograd.grad((gradient * direction).sum(), x)
 
     return ours, double
-
-
-def _memory(size: Size, device: torch.device) -> list[Row]:
-    name, network = str(device), size.narrow
-    plain = [isolated(_peak_plain, network, size.chunk, name) for _ in range(3)]
-    one = [isolated(_peak_step, network, 1, size.chunk, name, 1) for _ in range(3)]
-    ten, fifty = (isolated(_peak_step, network, ipc, size.chunk, name, 1) for ipc in (10, 50))
-    long = [isolated(_peak_step, network, 1, size.chunk, name, 50)]
-    setting = f"{network}, chunks of {size.chunk}, eager"
-    return [
-        row_of("memory", "peak of an ESP step, ipc 1", "a training step on one chunk", "B",
-               list(zip(one, plain, strict=True)), 1.5, setting),
-        row_of("memory", "peak of an ESP step, ipc 10", "of one at ipc 1", "B", [(ten, one[0])], 1.15, setting),
-        row_of("memory", "peak of an ESP step, ipc 50", "of one at ipc 1", "B", [(fifty, one[0])], 1.15, setting),
-        row_of("memory", "peak over 50 inner steps", "over 1", "B", [(long[0], one[0])], 1.05, setting),
-        plain_row("memory", "peak of a training step on one chunk", "B", [float(x) for x in plain], None, setting),
-    ]  # fmt: skip
-
-
-def _peak_plain(network: str, chunk: int, device: str) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        made = task(Path(folder), network, "latent", 1, chunk, torch.device(device), False)
-        images = torch.randn(chunk, *made.data.shape).to(device)
-        targets = torch.nn.functional.one_hot(torch.arange(chunk) % 10, 10).to(images)
-        theta = made.network.init(Key(0)).to(device)
-        return peak_memory(lambda: made.derivatives().parameter_gradient(theta, images, targets), made.device)
-
-
-def _peak_step(network: str, ipc: int, chunk: int, device: str, steps: int) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        made = task(Path(folder), network, "latent", ipc, chunk, torch.device(device), False)
-        method = ESP(real_batch=max(1, chunk // 10))
-        state = method.init(made, Key(0))
-
-        def walk() -> Tensor:
-            current = state
-            for _ in range(steps):
-                current, metrics = method.step(made, current, Key(0))
-            return metrics["loss"]
-
-        return peak_memory(walk, made.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,10 @@ def _esp(network: str, ipc: int, steps: int, chunk: int, real: int, device: str)
     with tempfile.TemporaryDirectory() as folder:
         made = task(Path(folder), network, "pixels", ipc, chunk, torch.device(device), False)
         method = ESP(real_batch=real, restart=steps)
+        before = replace(method, real_batch=1)  # the steps before the one that is measured only have to be taken
         state = method.init(made, Key(0))
         for _ in range(steps - 1):
-            state, _ = method.step(made, state, Key(0))
+            state, _ = before.step(made, state, Key(0))
 
         def update() -> object:
             return method.step(made, state, Key(0))

@@ -16,6 +16,7 @@ from esp.kernels import BIAS, RandomFeatures, ntk
 Batch = tuple[Tensor, Tensor]
 """Images [m, c, h, w], and their label rows less their mean, float64 [m, classes]."""
 
+
 class Batches(Protocol):
     """Real images in chunks, as often as they are asked; `entries` numbers in all label rows."""
 

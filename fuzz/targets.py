@@ -33,8 +33,9 @@ from espctl.cli.options import pairs
 from espctl.cli.tune import seconds
 from espctl.errors import ExpressionError
 from espctl.report import bench
-from espctl.services import protocols, space
+from espctl.services import protocols
 from espctl.services.project import Project
+from espctl.services.tuning import space
 from espctl.store import bundle, expressions, query
 from espctl.store import folder as runs
 from espctl.store.engine import open_store

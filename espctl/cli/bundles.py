@@ -34,8 +34,8 @@ def export(
     from espctl import render
     from espctl.errors import UsageError
     from espctl.services import bundles
-    from espctl.services import results as service
     from espctl.services.project import Project
+    from espctl.services.reporting import results as service
 
     if sum((bool(runs), everything, filter is not None)) != 1:
         raise UsageError("which runs is not said", "name runs, or give one of --all and --filter")

@@ -189,7 +189,7 @@ def _best(
     from espctl import render
     from espctl.errors import UsageError
     from espctl.services import condense as service
-    from espctl.services import studies
+    from espctl.services.tuning import studies
 
     plan, found, origin = studies.request_of_best(project, study)
     if method not in (None, plan.method):

@@ -13,7 +13,7 @@ NOTE = (
 def condensation(project: Any, request: Any) -> None:
     """Estimate a run and show it."""
     from espctl import render
-    from espctl.services import estimate
+    from espctl.services.estimating import estimate
 
     render.note("dry run: a few steps, nothing is kept", project.settings.output.quiet)
     found = estimate.condensation(project, request)
@@ -51,7 +51,7 @@ def condensation(project: Any, request: Any) -> None:
 def experts(project: Any, request: Any) -> None:
     """Estimate a build of experts and show it."""
     from espctl import render
-    from espctl.services import costs
+    from espctl.services.estimating import costs
 
     render.note("dry run: a few batches, nothing is kept", project.settings.output.quiet)
     found = costs.building(project, request)

@@ -45,7 +45,7 @@ def export(
     The numbers that a network was scored on are kept in safetensors and npz; PNG files hold them rounded and clamped.
     """
     from espctl import render
-    from espctl.services import export as service
+    from espctl.services.exporting import export as service
     from espctl.services.project import Project
 
     project = Project.open(options.output_flags(home, json))

@@ -69,8 +69,8 @@ def _table(number: str) -> Callable[..., None]:
         from esp.errors import UnknownNameError
         from espctl import render
         from espctl.report import formats, layout
-        from espctl.services import report
         from espctl.services.project import Project
+        from espctl.services.reporting import report
 
         if format not in (None, "json", *formats.FORMATS):
             raise UnknownNameError("format", format or "", ["json", *formats.FORMATS])
@@ -107,8 +107,8 @@ for _number, _help in (
 def images(run: options.RunArgument, output: Output, home: options.Home = None) -> None:
     """Write a picture of a run's synthetic images, a row per class."""
     from espctl import render
-    from espctl.services import figures
     from espctl.services.project import Project
+    from espctl.services.reporting import figures
 
     render.line(figures.images(Project.open({"home": home}), run, output))
 
@@ -132,8 +132,8 @@ def html(
 ) -> None:
     """Write everything as one HTML page: tables that sort, images, curves, cost, and the runs behind every number."""
     from espctl import render
-    from espctl.services import page, report
     from espctl.services.project import Project
+    from espctl.services.reporting import page, report
 
     project = Project.open(options.output_flags(home, json))
     query = report.Query("1", dataset, protocol, network, ipc, method, preset, all_runs, published)
@@ -156,8 +156,8 @@ def _pictured(number: str) -> Callable[..., None]:
         home: options.Home = None,
         json: options.Json = None,
     ) -> None:
-        from espctl.services import figures
         from espctl.services.project import Project
+        from espctl.services.reporting import figures
 
         project = Project.open(options.output_flags(home, json))
         found = figures.best(project, dataset or figures.DATASETS[number], method, ipc)
@@ -183,8 +183,8 @@ def figure7(
     json: options.Json = None,
 ) -> None:
     """Figure 7: memory and time against inner steps, ESP and MTT."""
-    from espctl.services import figures
     from espctl.services.project import Project
+    from espctl.services.reporting import figures
 
     project = Project.open(options.output_flags(home, json))
     found = figures.inner_steps(bench)
@@ -210,8 +210,8 @@ def figure8(
     json: options.Json = None,
 ) -> None:
     """Figure 8: accuracy against one option, over runs that differ in nothing else but their seed."""
-    from espctl.services import figures, report
     from espctl.services.project import Project
+    from espctl.services.reporting import figures, report
 
     project = Project.open(options.output_flags(home, json))
     query = report.checked(report.Query("1", dataset, protocol, network, ipc, method))

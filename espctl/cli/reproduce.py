@@ -63,10 +63,10 @@ def reproduce(
     What is finished is not repeated: stop it with Ctrl-C and give the same command again.
     """
     from espctl import render
-    from espctl.services import plan as plans
-    from espctl.services import reproduce as service
-    from espctl.services import reproduced
     from espctl.services.project import Project
+    from espctl.services.reproduction import plan as plans
+    from espctl.services.reproduction import reproduce as service
+    from espctl.services.reproduction import reproduced
 
     begun = time.monotonic()
     flags = {
@@ -109,8 +109,8 @@ def _asked(
     """The request, with the device and the processes that its times depend on."""
     from esp.errors import UnknownNameError
     from espctl.jobs.compute import device_of
-    from espctl.services import plan as plans
-    from espctl.services.gauge import jobs_of
+    from espctl.services.reproduction import plan as plans
+    from espctl.services.reproduction.gauge import jobs_of
 
     if preset not in (None, "paper", "quick"):
         raise UnknownNameError("preset", preset or "", ["paper", "quick"])
@@ -135,7 +135,7 @@ def _asked(
 def _plan(project: Any, asked: Any, replan: bool) -> Any:
     """The plan that was kept, or a new one, which is kept."""
     from espctl import render
-    from espctl.services import plan as plans
+    from espctl.services.reproduction import plan as plans
 
     quiet = project.settings.output.quiet or project.settings.output.json
     plans.cells(asked)  # what does not exist is said before anything is measured
@@ -143,7 +143,7 @@ def _plan(project: Any, asked: Any, replan: bool) -> Any:
     if kept is not None:
         render.note(f"goes by the plan in {render.path(plans.location(project, asked))}; --replan makes another", quiet)
         return kept
-    from espctl.services.planner import Planner
+    from espctl.services.reproduction.planner import Planner
 
     with render.Progress(len(plans.cells(asked)), "measuring", quiet) as progress:
         looked: list[str] = []
@@ -160,8 +160,8 @@ def _plan(project: Any, asked: Any, replan: bool) -> Any:
 def _show_plan(project: Any, made: Any) -> None:
     """What is missing, with its time."""
     from espctl import render
-    from espctl.services import plan as plans
-    from espctl.services.pending import states_of
+    from espctl.services.reproduction import plan as plans
+    from espctl.services.reproduction.pending import states_of
 
     states = states_of(project, made)
     if project.settings.output.json:
@@ -188,7 +188,7 @@ def _show(table: str, made: Any, rows: list[Any], took: float) -> None:
     """The table, what it was made with, and what failed."""
     from espctl import render
     from espctl.report.layout import accuracy
-    from espctl.services import plan as plans
+    from espctl.services.reproduction import plan as plans
 
     columns = ("method", "accuracy", "n", "published", "diff", "verdict", "stored", "options")
     cells = [

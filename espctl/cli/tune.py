@@ -84,8 +84,8 @@ def tune(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from espctl.services import tune as service
     from espctl.services.project import Project
+    from espctl.services.tuning import tune as service
 
     flags = {"compute.chunk": chunk, **options.compute_flags(device, threads, compile)}
     project = Project.open({**flags, **options.output_flags(home, json, quiet)})
@@ -177,8 +177,8 @@ def _plain(view: Any) -> dict[str, Any]:
 def ls(home: options.Home = None, json: options.Json = None) -> None:
     """List the studies."""
     from espctl import render
-    from espctl.services import studies as service
     from espctl.services.project import Project
+    from espctl.services.tuning import studies as service
 
     project = Project.open(options.output_flags(home, json))
     found = service.views(project)
@@ -205,8 +205,8 @@ def ls(home: options.Home = None, json: options.Json = None) -> None:
 def show(study: StudyArgument, home: options.Home = None, json: options.Json = None) -> None:
     """Show a study and all its trials."""
     from espctl import render
-    from espctl.services import studies as service
     from espctl.services.project import Project
+    from espctl.services.tuning import studies as service
 
     project = Project.open(options.output_flags(home, json))
     view = service.show(project, study)
@@ -240,8 +240,8 @@ def show(study: StudyArgument, home: options.Home = None, json: options.Json = N
 def best(study: StudyArgument, home: options.Home = None, json: options.Json = None) -> None:
     """Show the best trial of a study, and the line that uses its options."""
     from espctl import render
-    from espctl.services import studies as service
     from espctl.services.project import Project
+    from espctl.services.tuning import studies as service
 
     project = Project.open(options.output_flags(home, json))
     view, found = service.best(project, study)
@@ -255,8 +255,8 @@ def best(study: StudyArgument, home: options.Home = None, json: options.Json = N
 def importance(study: StudyArgument, home: options.Home = None, json: options.Json = None) -> None:
     """Show how much each option matters to the score."""
     from espctl import render
-    from espctl.services import studies as service
     from espctl.services.project import Project
+    from espctl.services.tuning import studies as service
 
     project = Project.open(options.output_flags(home, json))
     found = service.importance(project, study)
@@ -270,8 +270,8 @@ def importance(study: StudyArgument, home: options.Home = None, json: options.Js
 def plot(study: StudyArgument, out: Out = None, home: options.Home = None, json: options.Json = None) -> None:
     """Draw a study: a PNG for each plot, and one HTML page with all of them."""
     from espctl import render
-    from espctl.services import study_plots
     from espctl.services.project import Project
+    from espctl.services.tuning import plots as study_plots
 
     project = Project.open(options.output_flags(home, json))
     paths = study_plots.draw(project, study, out)

@@ -1,7 +1,7 @@
 """Several processes that do the same work side by side, each until it finds nothing to do; a lost one is replaced.
 
-The work is divided by the workers themselves (see `espctl.services.study`). Each has a pipe of its own to this process:
-a queue that they share would stay locked for ever by one that is killed while it writes.
+The work is divided by the workers themselves (see `espctl.services.tuning.study`). Each has a pipe of its own to this
+process: a queue that they share would stay locked for ever by one that is killed while it writes.
 """
 
 from __future__ import annotations

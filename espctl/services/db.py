@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espctl.services.project import Project
 from espctl.store import backup as backups
-from espctl.store import engine, migrate, models
+from espctl.store import engine, migrate, models, sqlite
 from espctl.store import rebuild as rebuilding
 from espctl.store import runs as store_runs
 from espctl.store.migrate import CheckReport
@@ -127,7 +127,7 @@ def backup(project: Project, target: Path | None) -> Path:
 def current(project: Project) -> Revision:
     """The schema of the database. Nothing is made or changed."""
     database = project.paths.database
-    return Revision(database, engine.revision(database), models.REVISIONS[-1])
+    return Revision(database, sqlite.revision(database), models.REVISIONS[-1])
 
 
 def check(project: Project) -> CheckReport:

@@ -10,7 +10,7 @@ from esp.errors import UnknownNameError
 from esp.files import canonical
 from esp.statistics import mean_and_sd
 from espctl.services.project import Project
-from espctl.services.report import LABELS
+from espctl.services.reporting.groups import LABELS
 from espctl.services.scores import Summary, summaries
 from espctl.store import runs as store_runs
 from espctl.store import selection

@@ -23,7 +23,7 @@ from esp.errors import InputError
 from espctl.jobs import worker
 from espctl.jobs.compute import Compute
 from espctl.services import condense as condense_service
-from espctl.services import estimate, probe
+from espctl.services.estimating import estimate, probe
 from espctl.services.project import Project
 
 WARM, STEPS, ENOUGH = 3, 20, 10.0

@@ -11,7 +11,7 @@ from esp import files
 from esp.errors import EspError
 from espctl.errors import translate
 from espctl.services.project import Project, find_run
-from espctl.services.report import LABELS
+from espctl.services.reporting.groups import LABELS
 from espctl.store import folder as folders
 from espctl.store import runs as store_runs
 from espctl.store.records import RunRecord

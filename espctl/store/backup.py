@@ -9,8 +9,8 @@ from pathlib import Path
 
 from esp.errors import InputError
 from esp.files import aside
-from espctl.errors import StoreError, translate
-from espctl.store import engine, models
+from espctl.errors import SchemaError, StoreError, translate
+from espctl.store import models, sqlite
 
 
 def default_path(database: Path, revision: str) -> Path:
@@ -35,14 +35,14 @@ def backup(database: Path, target: Path | None = None) -> Path:
         StoreError: there is no database, or it cannot be read.
     """
     database = database.resolve()
-    revision = engine.revision(database)
+    revision = sqlite.revision(database)
     if revision is None:
         raise StoreError(f"there is no database at {database}", "run: espctl db upgrade")
     target = (target or default_path(database, revision)).absolute()
     if target.exists():
         raise InputError(f"{target} exists already", "give another name, or move it away")
     try:
-        with contextlib.closing(engine.connect(database, engine.writable(database))) as source:
+        with contextlib.closing(sqlite.connect(database, sqlite.writable(database))) as source:
             copy(source, target)
     except sqlite3.Error as error:
         raise translate(error) from error
@@ -54,3 +54,28 @@ def usable(database: Path) -> Path | None:
     known = tuple(f"{database.name}.backup-{revision}-" for revision in models.REVISIONS)
     found = [path for path in database.parent.glob(f"{database.name}.backup-*") if path.name.startswith(known)]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def mismatch(database: Path, found: str | None) -> SchemaError:
+    """The error for a database whose schema is not this program's."""
+    head = models.REVISIONS[-1]
+    if found is None or found in models.REVISIONS:
+        return SchemaError(
+            f"the database {database} has schema {found or 'none'}, this program needs {head}", "run: espctl db upgrade"
+        )
+    copy, last = usable(database), _last_program(database)
+    return SchemaError(
+        f"the database {database} has schema {found}, which is newer than this program ({head})",
+        f"use the version of espctl that made it{f' (its last run is of {last})' if last else ''}, or a newer one"
+        + (f"; {copy} is a copy from before, which this version can open with paths.database" if copy else ""),
+    )
+
+
+def _last_program(database: Path) -> str | None:
+    """The version of the program that entered the newest run, as far as a schema of which nothing is known tells."""
+    try:
+        with contextlib.closing(sqlite.connect(database, sqlite.writable(database))) as connection:
+            row = connection.execute("SELECT version FROM runs ORDER BY created DESC LIMIT 1").fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row and row[0] else None

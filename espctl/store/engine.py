@@ -7,9 +7,7 @@ later fails under other writers, and the driver's own default loses updates sile
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import signal
 import sqlite3
 import weakref
@@ -19,15 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from espctl.errors import REBUILD, SchemaError, StoreError, translate
-from espctl.store import models
+from espctl.store import backup, models, sqlite
 
 logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())  # what fails is said by our errors, once
-BUSY_SECONDS = 30.0
-_NOT_OURS = "give another file with paths.database, or move this one away"
 
 
 _snapshot: ContextVar[tuple[Store | None, Session | None]] = ContextVar("snapshot", default=(None, None))
@@ -58,7 +52,7 @@ class Store:
         if store is self and shared is not None:
             yield shared
             return
-        with _translated(), Session(self.engine, autoflush=False) as session:
+        with sqlite.translated(), Session(self.engine, autoflush=False) as session:
             yield session
 
     @contextlib.contextmanager
@@ -79,9 +73,9 @@ class Store:
             StoreError: the database is read-only, or other writers hold it for longer than 30 seconds.
         """
         if self.read_only:
-            raise read_only(self.database)
+            raise sqlite.read_only(self.database)
         engine = self.engine.execution_options(immediate=True)
-        with _translated(), Session(engine, autoflush=False, expire_on_commit=False) as session, session.begin():
+        with sqlite.translated(), Session(engine, autoflush=False, expire_on_commit=False) as session, session.begin():
             session.connection()  # takes the lock now and not at the first statement, so the block may rely on it
             yield session
 
@@ -108,15 +102,15 @@ def open_store(database: Path, home: Path | None = None) -> Store:
         StoreError: the file cannot be opened or made.
     """
     home, database = (home or database.parent).absolute(), database.resolve()
-    found = revision(database)
+    found = sqlite.revision(database)
     created = found is None
     if created:
         from espctl.store import migrate  # Alembic takes a tenth of a second to import, and is rarely needed
 
         migrate.upgrade(database)
     elif found != models.REVISIONS[-1]:
-        raise mismatch(database, found)
-    locked = not writable(database)
+        raise backup.mismatch(database, found)
+    locked = not sqlite.writable(database)
     store = Store(database, home, _engine(database, locked), locked, created)
     weakref.finalize(store, _dispose, store.engine)
     return store
@@ -133,78 +127,11 @@ def _dispose(engine: Engine) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def revision(database: Path) -> str | None:
-    """The schema revision of a file; None when there is no file, or nothing in it yet.
-
-    Raises:
-        SchemaError: it is an SQLite file, but not of this program.
-        StoreError: it cannot be opened or is damaged.
-    """
-    if not database.exists() or (database.is_file() and database.stat().st_size == 0):
-        return None
-    with _translated(), contextlib.closing(connect(database, writable(database))) as connection:
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        versioned = "alembic_version" in tables
-        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall() if versioned else []
-    if rows:
-        return str(rows[0][0])
-    if tables - {"alembic_version"}:
-        raise SchemaError(f"{database} is not a database of espctl", _NOT_OURS)
-    return None
-
-
-def mismatch(database: Path, found: str | None) -> SchemaError:
-    """The error for a database whose schema is not this program's."""
-    head = models.REVISIONS[-1]
-    if found is None or found in models.REVISIONS:
-        return SchemaError(
-            f"the database {database} has schema {found or 'none'}, this program needs {head}", "run: espctl db upgrade"
-        )
-    from espctl.store.backup import usable
-
-    copy, last = usable(database), _last_program(database)
-    return SchemaError(
-        f"the database {database} has schema {found}, which is newer than this program ({head})",
-        f"use the version of espctl that made it{f' (its last run is of {last})' if last else ''}, or a newer one"
-        + (f"; {copy} is a copy from before, which this version can open with paths.database" if copy else ""),
-    )
-
-
-def _last_program(database: Path) -> str | None:
-    """The version of the program that entered the newest run, as far as a schema of which nothing is known tells."""
-    try:
-        with contextlib.closing(connect(database, writable(database))) as connection:
-            row = connection.execute("SELECT version FROM runs ORDER BY created DESC LIMIT 1").fetchone()
-    except sqlite3.Error:
-        return None
-    return str(row[0]) if row and row[0] else None
-
-
-def read_only(database: Path) -> StoreError:
-    """The error for writing to a database that this process may only read."""
-    return StoreError(f"the database {database} is read-only", "check the owner and mode of the file and its folder")
-
-
-def connect(database: Path, can_write: bool, create: bool = False) -> sqlite3.Connection:
-    """A raw connection that leaves transactions to its user."""
-    mode = ("rwc" if create else "rw") if can_write else "ro"
-    journal = Path(f"{database}-wal")
-    if not can_write and not (journal.exists() and journal.stat().st_size):
-        mode += "&immutable=1"  # else SQLite wants to write its index of the journal beside the file, and cannot
-    return sqlite3.connect(
-        f"{database.as_uri()}?mode={mode}",
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
 def _engine(database: Path, locked: bool) -> Engine:
     """A pool of connections to a file that exists, each with references enforced."""
 
     def opened() -> sqlite3.Connection:
-        connection = connect(database, not locked)
+        connection = sqlite.connect(database, not locked)
         connection.execute("PRAGMA foreign_keys = ON")
         if not locked:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -219,21 +146,3 @@ def _engine(database: Path, locked: bool) -> Engine:
 def _begin(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def writable(database: Path) -> bool:
-    """Whether this process may write the file, and beside it, where the journal goes."""
-    return os.access(database, os.W_OK) and os.access(database.parent, os.W_OK)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        raise translate(error) from error
-    except (ValueError, TypeError) as error:  # of a value that is no text, no JSON or no time
-        if isinstance(error, UnicodeDecodeError | json.JSONDecodeError) or "isoformat" in str(error):
-            raise StoreError("the database file is damaged: it holds a value that cannot be read", REBUILD) from error
-        raise

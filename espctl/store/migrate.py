@@ -23,7 +23,7 @@ from sqlalchemy import Connection, StaticPool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from espctl.errors import StoreError, translate
-from espctl.store import backup, engine, models
+from espctl.store import backup, models, sqlite
 
 _DAMAGED = "make it anew from the run folders: espctl db rebuild"
 _STALE = "the schema differs from what this version defines: make it anew from the run folders: espctl db rebuild"
@@ -80,12 +80,12 @@ def upgrade(database: Path, target: str = "head", folder: Path | None = None) ->
     """
     database = database.resolve()
     database.parent.mkdir(parents=True, exist_ok=True)
-    before = engine.revision(database)
+    before = sqlite.revision(database)
     script = ScriptDirectory.from_config(config(folder=folder))
     if before is not None and before not in {found.revision for found in script.walk_revisions()}:
-        raise engine.mismatch(database, before)
-    if before is not None and not engine.writable(database):
-        raise engine.read_only(database)
+        raise backup.mismatch(database, before)
+    if before is not None and not sqlite.writable(database):
+        raise sqlite.read_only(database)
     wanted = script.get_current_head() if target == "head" else target
     with _alone(database, wanted) as (connection, copy):
         # A new file is made whole or not at all: nobody should have to upgrade what was never used.
@@ -106,12 +106,12 @@ def check(database: Path, folder: Path | None = None) -> CheckReport:
         StoreError: there is no database, or it cannot be read at all.
     """
     database = database.resolve()
-    found = engine.revision(database)
+    found = sqlite.revision(database)
     if found is None:
         raise StoreError(f"there is no database at {database}", "run: espctl db upgrade")
     problems = [*_damage(database), *_many_heads(folder)]
     if found != models.REVISIONS[-1]:
-        problems.append(f"{(error := engine.mismatch(database, found)).message}; {error.hint}")
+        problems.append(f"{(error := backup.mismatch(database, found)).message}; {error.hint}")
     elif not problems:
         problems += _differences(database, folder)
     return CheckReport(database, found, models.REVISIONS[-1], tuple(problems))
@@ -183,9 +183,9 @@ def lock(database: Path, seconds: float | None = None) -> sqlite3.Connection:
     SQLite's own waiting will not do: in this mode a connection keeps the shared lock that it got on the way, so two
     that wait for each other wait until both give up. Closing it and starting again blocks nobody.
     """
-    deadline = time.monotonic() + (engine.BUSY_SECONDS if seconds is None else seconds)
+    deadline = time.monotonic() + (sqlite.BUSY_SECONDS if seconds is None else seconds)
     while True:
-        raw = engine.connect(database, can_write=True, create=True)
+        raw = sqlite.connect(database, can_write=True, create=True)
         try:
             raw.execute("PRAGMA busy_timeout = 0")
             raw.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -202,7 +202,7 @@ def lock(database: Path, seconds: float | None = None) -> sqlite3.Connection:
 @contextlib.contextmanager
 def _read_only(database: Path) -> Iterator[sqlite3.Connection]:
     try:
-        with contextlib.closing(engine.connect(database, engine.writable(database))) as raw:
+        with contextlib.closing(sqlite.connect(database, sqlite.writable(database))) as raw:
             raw.execute("PRAGMA query_only = ON")
             yield raw
     except (SQLAlchemyError, sqlite3.Error) as error:

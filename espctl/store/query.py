@@ -17,7 +17,7 @@ from typing import Any
 
 from esp.errors import EspError, InputError, closest_hint
 from espctl.errors import ExpressionError, StoreError, translate
-from espctl.store import engine
+from espctl.store import sqlite
 
 CELL_BYTES = 50_000_000
 _STEPS = 20_000  # of SQLite's machine, between two looks at the clock
@@ -71,7 +71,7 @@ def ask(database: Path, sql: str, rows: int | None, seconds: float) -> Answer:
         StoreError: there is no database, or the query takes longer than that.
         ExpressionError: the statement is no SQL, names what there is not, or would write; and where.
     """
-    if engine.revision(database) is None:
+    if sqlite.revision(database) is None:
         raise StoreError(f"there is no database at {database}", "run: espctl db upgrade")
     if not sql.strip():
         raise InputError("there is no statement", 'write for example: espctl query "select id, state from runs"')
@@ -94,12 +94,12 @@ def ask(database: Path, sql: str, rows: int | None, seconds: float) -> Answer:
 
 def _connect(database: Path) -> sqlite3.Connection:
     database = database.resolve()
-    if engine.writable(database):  # then SQLite can keep its index of the journal beside the file
+    if sqlite.writable(database):  # then SQLite can keep its index of the journal beside the file
         connection = sqlite3.connect(
-            f"{database.as_uri()}?mode=ro", uri=True, timeout=engine.BUSY_SECONDS, isolation_level=None
+            f"{database.as_uri()}?mode=ro", uri=True, timeout=sqlite.BUSY_SECONDS, isolation_level=None
         )
     else:
-        connection = engine.connect(database, can_write=False)
+        connection = sqlite.connect(database, can_write=False)
     connection.execute("PRAGMA query_only = ON")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, CELL_BYTES)
     return connection

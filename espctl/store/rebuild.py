@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from espctl.errors import SchemaError, StoreError, translate
-from espctl.store import engine, migrate, models
+from espctl.store import backup, migrate, models, sqlite
 
 BESIDE = ("-wal", "-shm", "-journal", "")
 """What SQLite keeps beside a file, and the file itself, last: a new one must never meet the journal of another."""
@@ -37,13 +37,13 @@ def set_aside(database: Path) -> Path | None:
 
 def _require_ours(database: Path) -> None:
     try:
-        found = engine.revision(database)
+        found = sqlite.revision(database)
     except SchemaError:
         raise
     except StoreError:
         return  # damaged: that is what this is for
     if found is not None and found not in models.REVISIONS:
-        raise engine.mismatch(database, found)
+        raise backup.mismatch(database, found)
 
 
 @contextlib.contextmanager

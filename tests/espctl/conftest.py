@@ -48,7 +48,8 @@ import json, os, signal, sys
 import torch._dynamo
 from esp.files import canonical, sha256
 from espctl import cli
-from espctl.services import condense, evaluate, experts, tune
+from espctl.services import condense, evaluate, experts
+from espctl.services.tuning import tune
 for text in sys.stdin:
     order = json.loads(text)
     if "wait" in order:

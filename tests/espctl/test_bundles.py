@@ -14,8 +14,9 @@ import pytest
 
 from esp.errors import ArtifactError, EspError
 from espctl.errors import RunError, SchemaError
-from espctl.services import bundles, report
+from espctl.services import bundles
 from espctl.services.project import Project
+from espctl.services.reporting import report
 from espctl.store import bundle
 
 

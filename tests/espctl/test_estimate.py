@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from espctl.services import estimate
+from espctl.services.estimating import estimate
 
 DM = "condense --dataset digits --ipc 1 --method dm --set steps=40 --set real_batch=8"
 ESP = "condense -d digits --ipc 1 --method esp --set steps=30 --set real_batch=8 --set segment=2 --set start_max=2"

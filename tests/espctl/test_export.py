@@ -18,10 +18,10 @@ from safetensors import safe_open
 
 from esp import condensed
 from esp.data.store import load as load_data
-from espctl.services import plain as writers
-from espctl.services.cards import licence, source
-from espctl.services.export import _clamped, decode
-from espctl.services.plain import folder_names
+from espctl.services.exporting import plain as writers
+from espctl.services.exporting.cards import licence, source
+from espctl.services.exporting.export import _clamped, decode
+from espctl.services.exporting.plain import folder_names
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +192,6 @@ def test_the_folder_of_ones_own_data_is_not_told() -> None:
 
 def test_every_data_set_has_a_licence_line() -> None:
     from esp.data import DATASETS
-    from espctl.services.cards import LICENCES
+    from espctl.services.exporting.cards import LICENCES
 
     assert LICENCES.keys() == DATASETS.keys()

@@ -21,7 +21,7 @@ from espctl.errors import PausedError, StoreError, translate
 from espctl.jobs import worker
 from espctl.services import expert_work, experts
 from espctl.services.project import Project
-from espctl.store import engine, migrate
+from espctl.store import migrate, sqlite
 
 
 def rows(home: Path, table: str) -> int:
@@ -38,7 +38,7 @@ def test_a_new_database_is_whole_or_not_there(tmp_path: Path) -> None:
     )
     with pytest.raises(StoreError):
         migrate.upgrade(tmp_path / "espctl.db", folder=folder)
-    assert engine.revision(tmp_path / "espctl.db") is None
+    assert sqlite.revision(tmp_path / "espctl.db") is None
     assert migrate.upgrade(tmp_path / "espctl.db").before is None
     assert migrate.check(tmp_path / "espctl.db").problems == ()
 

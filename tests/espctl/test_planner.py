@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from espctl.services import plan as plans
-from espctl.services import planner, probe
-from espctl.services.gauge import Gauge, Trial
-from espctl.services.plan import Asked
-from espctl.services.probe import Pace
+from espctl.services.estimating import probe
+from espctl.services.estimating.probe import Pace
 from espctl.services.project import Project as Opened
+from espctl.services.reproduction import plan as plans
+from espctl.services.reproduction import planner
+from espctl.services.reproduction.gauge import Gauge, Trial
+from espctl.services.reproduction.plan import Asked
 
 ASKED = Asked("table1", "digits", 1, budget=60.0, network="convnet3,width=4")
 MAKERS = ("random", "dm", "kip", "kfs", "esp")

@@ -13,7 +13,7 @@ from espctl.jobs.compute import Compute
 from espctl.services.condense import Request, prepare
 from espctl.services.evaluate import Item
 from espctl.services.project import Project
-from espctl.services.report import comparable
+from espctl.services.reporting.report import comparable
 from espctl.store.records import EvaluationRecord, RunRecord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

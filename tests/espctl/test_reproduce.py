@@ -11,10 +11,21 @@ from typing import Any
 import pytest
 
 from esp.errors import InputError, UnknownNameError
-from espctl.services import plan as plans
-from espctl.services.plan import Asked, Cell, ExpertWork, Plan, Scoring, Work, cells, parse_budget, rounded, spread
 from espctl.services.project import Project as Opened
-from espctl.services.reproduced import Row, verdict
+from espctl.services.reproduction import plan as plans
+from espctl.services.reproduction.plan import (
+    Asked,
+    Cell,
+    ExpertWork,
+    Plan,
+    Scoring,
+    Work,
+    cells,
+    parse_budget,
+    rounded,
+    spread,
+)
+from espctl.services.reproduction.reproduced import Row, verdict
 
 NETWORK = "convnet3,width=4"
 ASKED = Asked("table1", "digits", 1, ("dm", "esp"), 60.0, seeds=2, network=NETWORK)

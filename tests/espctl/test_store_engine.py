@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 import espctl
 from espctl.errors import SchemaError, StoreError
-from espctl.store import engine
+from espctl.store import sqlite
 from espctl.store.engine import Store, open_store
 from espctl.store.models import Artifact, Tag
 
@@ -88,7 +88,7 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     (tmp_path / "espctl.db").touch()
     with open_store(tmp_path / "espctl.db") as store:
         assert store.created
-    assert engine.revision(tmp_path / "espctl.db") is not None
+    assert sqlite.revision(tmp_path / "espctl.db") is not None
 
 
 def test_connections_are_set_up(store: Store) -> None:
@@ -143,7 +143,7 @@ def test_a_reader_sees_one_snapshot(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_second_writer_waits_and_then_gives_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     with open_store(store.database) as impatient, store.write() as session:
         session.scalars(select(Tag)).all()
         with pytest.raises(StoreError, match="locked by another process"), impatient.write():

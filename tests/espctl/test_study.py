@@ -10,9 +10,9 @@ import optuna
 import pytest
 
 from espctl.errors import RunError
-from espctl.services.space import Dimension
-from espctl.services.study import MAX_ATTEMPTS, Claim, Study, exists
-from espctl.services.study_plan import Plan, differences
+from espctl.services.tuning.plan import Plan, differences
+from espctl.services.tuning.space import Dimension
+from espctl.services.tuning.study import MAX_ATTEMPTS, Claim, Study, exists
 
 SPACE = {"beta": Dimension("float", 1e-7, 1e-3, log=True), "segment": Dimension("int", 2, 20)}
 FIRST = {"beta": 1e-5, "segment": 10}

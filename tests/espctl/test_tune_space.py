@@ -12,7 +12,7 @@ from esp.errors import EspError, InputError, UnknownNameError
 from esp.methods.dm import DM
 from esp.methods.esp import ESP
 from espctl.errors import ExpressionError
-from espctl.services.space import Dimension, from_json, parse, searched, text_of
+from espctl.services.tuning.space import Dimension, from_json, parse, searched, text_of
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from espctl.errors import SchemaError, StoreError
-from espctl.store import engine, migrate, models
+from espctl.store import engine, migrate, models, sqlite
 from espctl.store.runs import delete_run, list_evaluations, list_runs, metrics_of, run_detail
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -75,7 +75,7 @@ def test_head_base_head(tmp_path: Path) -> None:
     before = schema(database)
     migrate.downgrade(database, "base")
     assert all("alembic_version" in sql for sql in schema(database))
-    assert engine.revision(database) is None
+    assert sqlite.revision(database) is None
     migrate.upgrade(database)
     assert schema(database) == before
     assert migrate.upgrade(database) == migrate.Migrated(models.REVISIONS[-1], None)
@@ -129,7 +129,7 @@ def test_a_table_made_anew_keeps_the_rows_that_refer_to_it(tmp_path: Path) -> No
     assert rows(database) == ROWS
     migrate.downgrade(database, "0001", folder)
     assert rows(database) == ROWS
-    assert engine.revision(database) == "0001"
+    assert sqlite.revision(database) == "0001"
 
 
 def test_base_head_base_head_with_rows(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_upgrade_copies_the_database_first(tmp_path: Path) -> None:
     done = migrate.upgrade(database)
     assert done.backup is not None
     assert done.backup.name.startswith("espctl.db.backup-0001-")
-    assert (schema(done.backup), rows(done.backup), engine.revision(done.backup)) == (old, ROWS, "0001")
+    assert (schema(done.backup), rows(done.backup), sqlite.revision(done.backup)) == (old, ROWS, "0001")
     assert migrate.upgrade(database).backup is None
     assert [path.name for path in tmp_path.glob("*.backup-*")] == [done.backup.name]
 
@@ -171,7 +171,7 @@ def test_a_failed_revision_leaves_no_trace(tmp_path: Path, extra: str, reason: s
     before = schema(database)
     with pytest.raises(StoreError, match=reason):
         migrate.upgrade(database, folder=folder)
-    assert (rows(database), schema(database), engine.revision(database)) == (ROWS, before, "0003")
+    assert (rows(database), schema(database), sqlite.revision(database)) == (ROWS, before, "0003")
 
 
 def test_an_older_schema_is_refused(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from esp import files
-from espctl.services import plan as plans
 from espctl.services import reproduce  # noqa: F401 (imported before the processes are made, with all that it needs)
-from espctl.services.plan import Asked, ExpertWork, Plan, Scoring, Work
 from espctl.services.project import Project
+from espctl.services.reproduction import plan as plans
+from espctl.services.reproduction.plan import Asked, ExpertWork, Plan, Scoring, Work
 
 from . import invariants
 from .__main__ import facts

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esp import files
 from espctl.report.model import Cost
 from espctl.services.project import Project
+from espctl.services.reporting.groups import Group
 from espctl.store import runs as store_runs
-
-if TYPE_CHECKING:
-    from espctl.services.report import Group
 
 
 def files_of(project: Project, group: Group) -> dict[tuple[str, int], str]:

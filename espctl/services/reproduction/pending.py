@@ -9,9 +9,9 @@ from typing import Any
 from esp.errors import EspError
 from espctl.services import condense, evaluate
 from espctl.services import experts as expert_service
-from espctl.services.plan import ExpertWork, Plan, Work, spread
 from espctl.services.project import Project, find_run
 from espctl.services.protocols import find as find_protocol
+from espctl.services.reproduction.plan import ExpertWork, Plan, Work, spread
 from espctl.settings import Settings
 from espctl.store import runs as store_runs
 from espctl.store.records import RunRecord

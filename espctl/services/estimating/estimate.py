@@ -24,8 +24,8 @@ from espctl.jobs import worker
 from espctl.jobs.compute import Compute, peak_memory
 from espctl.services import condense as condense_service
 from espctl.services import experts as expert_service
-from espctl.services import probe
-from espctl.services.costs import Building, Scoring, building, free_bytes, scoring
+from espctl.services.estimating import probe
+from espctl.services.estimating.costs import Building, Scoring, building, free_bytes, scoring
 from espctl.services.project import Project
 
 LEAST, MOST, ENOUGH = 3, 40, 4.0

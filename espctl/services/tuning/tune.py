@@ -16,12 +16,13 @@ from esp.parametrisation import build as build_parametrisation
 from espctl import settings as configuration
 from espctl.errors import Interrupted, PausedError, RunError, UsageError, cause_of, may_pass, translate
 from espctl.jobs import crew, pool, signals
-from espctl.services import condense, studies, trial
+from espctl.services import condense
 from espctl.services.project import Project, dataset_name, slug
 from espctl.services.protocols import find as find_protocol
-from espctl.services.space import Space, searched
-from espctl.services.study import Study, exists
-from espctl.services.study_plan import Plan, differences
+from espctl.services.tuning import studies, trial
+from espctl.services.tuning.plan import Plan, differences
+from espctl.services.tuning.space import Space, searched
+from espctl.services.tuning.study import Study, exists
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run(project: Project, prepared: Prepared, on_event: pool.Report) -> studies.
     """Work on a study until it has its trials, or time is up.
 
     Args:
-        on_event: called with the events of `espctl.services.trial` and of `espctl.jobs.crew`.
+        on_event: called with the events of `espctl.services.tuning.trial` and of `espctl.jobs.crew`.
 
     Raises:
         Interrupted: every trial under way was saved; the hint is the line that goes on.

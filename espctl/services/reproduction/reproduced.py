@@ -9,11 +9,12 @@ from typing import Any
 
 from esp import presets
 from esp.statistics import mean_and_sd
-from espctl.services import plan, report
-from espctl.services.plan import Cell, Plan, Problem, Scoring, Work
 from espctl.services.project import Project
 from espctl.services.protocols import find as find_protocol
-from espctl.services.reproduce import Course
+from espctl.services.reporting import report
+from espctl.services.reproduction import plan
+from espctl.services.reproduction.plan import Cell, Plan, Problem, Scoring, Work
+from espctl.services.reproduction.reproduce import Course
 from espctl.store import runs as store_runs
 from espctl.store.records import EvaluationRecord, RunRecord
 

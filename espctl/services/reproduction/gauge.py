@@ -25,9 +25,11 @@ from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.training import Recipe
-from espctl.services import condense, plan, probe
-from espctl.services.plan import Asked, Scoring
+from espctl.services import condense
+from espctl.services.estimating import probe
 from espctl.services.project import Project
+from espctl.services.reproduction import plan
+from espctl.services.reproduction.plan import Asked, Scoring
 
 MATCHED_ON = "convnet3"
 """What every set of the paper was condensed with."""

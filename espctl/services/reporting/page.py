@@ -13,8 +13,8 @@ from esp.errors import EspError, InputError
 from espctl import __version__, render
 from espctl.report import layout, page, published, svg
 from espctl.report.model import Row
-from espctl.services import figures, report
 from espctl.services.project import Project
+from espctl.services.reporting import figures, report
 from espctl.store import runs as store_runs
 from espctl.store.records import RunDetail
 

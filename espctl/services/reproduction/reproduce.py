@@ -19,9 +19,17 @@ from espctl.errors import Interrupted, PausedError, RunError, StoreError, may_pa
 from espctl.jobs import logs, pool, signals, worker
 from espctl.services import evaluate
 from espctl.services import experts as expert_service
-from espctl.services.pending import Item, item_of, missing, networks, prepared_experts, settings_of, with_experts
-from espctl.services.plan import ExpertWork, Plan, Problem, Work
 from espctl.services.project import Project
+from espctl.services.reproduction.pending import (
+    Item,
+    item_of,
+    missing,
+    networks,
+    prepared_experts,
+    settings_of,
+    with_experts,
+)
+from espctl.services.reproduction.plan import ExpertWork, Plan, Problem, Work
 from espctl.store import folder as folders
 from espctl.store import runs as store_runs
 

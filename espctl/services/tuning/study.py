@@ -31,8 +31,8 @@ from esp import files
 from esp.errors import ArtifactError, InputError
 from esp.rng import Key
 from espctl.errors import RunError
-from espctl.services.space import Dimension, Space, from_json, text_of
-from espctl.services.study_plan import Plan
+from espctl.services.tuning.plan import Plan
+from espctl.services.tuning.space import Dimension, Space, from_json, text_of
 
 MAX_ATTEMPTS = 10
 """A trial that killed its worker so many times is given up."""

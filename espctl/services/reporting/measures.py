@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,9 +16,7 @@ from esp.trajectory import open_trajectory
 from espctl.report.model import Measures
 from espctl.services import experts
 from espctl.services.project import Project
-
-if TYPE_CHECKING:
-    from espctl.services.report import Group
+from espctl.services.reporting.groups import Group
 
 PLAIN = "dc"  # the protocol without augmentation; cut to the same epochs it differs from `dsa` in nothing else
 _Key = tuple[str | None, int, str, str]

@@ -15,19 +15,17 @@ from esp.statistics import mean_and_sd
 from espctl.report import published
 from espctl.report.model import Evaluated, Row
 from espctl.report.published import Published
-from espctl.services import behind
 from espctl.services.project import Project, dataset_name
-from espctl.store import runs as store_runs
+from espctl.services.reporting import behind
+from espctl.services.reporting.groups import VARIANTS, Group, grouped
 from espctl.store.records import EvaluationRecord, RunRecord
 
 PUBLISHED_AS = {"cafe": "cafe+dsa"}  # whose defaults are the variant with augmentation
 ORDER = ("random", "herding", "kcenter", "dc", "dsa", "dm", "kip", "cafe", "mtt", "idc", "kfs", "esp")
 PAPER = ("paper", "default")  # runs with the method's own options; the second is what they were called first
 MATCHED_ON = "convnet3"  # the network that every published set was condensed with
-VARIANTS = {"resnet10idc": "resnet10", "densenetidc": "densenet121"}  # IDC's narrower ones; shown beside, and marked
 NETWORKS = (MATCHED_ON, "resnet10", "densenet121", "efficientnetv2s")
 TRIAL = "trial"  # the preset of runs that a study made: on part of the training images, and chosen among
-LABELS = ("preset", "preset_base", "preset_origin", "changed_options")  # how a request was asked for
 _ABLATED = ("beta", "dm")  # weights of the two losses; one of them is 0 in two of the three rows of Table 4
 
 
@@ -59,41 +57,6 @@ class Query:
     best_known: bool = False
 
 
-@dataclass(frozen=True)
-class Group:
-    """Scores that make one number: every network, seed by seed, of runs that ask the same but for their seed."""
-
-    same: str
-    request: Mapping[str, Any]
-    pairs: tuple[tuple[RunRecord, EvaluationRecord], ...]
-
-    @property
-    def run(self) -> RunRecord:
-        """The first run."""
-        return self.pairs[0][0]
-
-    @property
-    def score(self) -> EvaluationRecord:
-        """The first score; all have its protocol and network."""
-        return self.pairs[0][1]
-
-    @property
-    def base(self) -> str:
-        """Name of the network without its options, of which kind it is for the tables."""
-        name = self.score.network.partition(",")[0]
-        return VARIANTS.get(name, name)
-
-    @property
-    def preset(self) -> str:
-        """The preset of the runs; all of them when the same options were asked for in several ways."""
-        return " + ".join(sorted({run.preset or "-" for run, _ in self.pairs}))
-
-    @property
-    def runs(self) -> tuple[str, ...]:
-        """Ids of all runs."""
-        return tuple(sorted({run.id for run, _ in self.pairs}))
-
-
 def rows(project: Project, query: Query) -> list[Row]:
     """The rows of a table: every finished and scored run, grouped over seeds.
 
@@ -112,7 +75,7 @@ def rows(project: Project, query: Query) -> list[Row]:
         chosen = [group for group in chosen if group.same in crossed]
     made = [(_row(project, query, group), group) for group in chosen]
     if query.measures and made:
-        from espctl.services.measures import Beside  # reads experts, which needs torch
+        from espctl.services.reporting.measures import Beside  # reads experts, which needs torch
 
         beside = Beside.of(project, everything)
         made = [(replace(row, measures=beside.measures(group)), group) for row, group in made]
@@ -129,19 +92,7 @@ def rows(project: Project, query: Query) -> list[Row]:
 def groups(project: Project, query: Query) -> list[Group]:
     """The scores of a query's data set, budget, method and protocol, one group for each row that they could make."""
     named = {name: value for name in ("dataset", "ipc", "method") if (value := getattr(query, name))}
-    with project.store.snapshot():
-        found = store_runs.list_evaluations(project.store, named, protocol=query.protocol)
-        # Here and not in SQL, which would rather use its index of states, although nearly all runs are finished.
-        pairs = [(run, score) for run, score in found if run.state == "finished"]
-        same = store_runs.asked(project.store, list({run.id for run, _ in pairs}), ("seed", *LABELS))
-        # A repeated run makes the same set and the same networks again: counting both would narrow the spread.
-        cells: dict[tuple[str, ...], dict[tuple[str, int], tuple[RunRecord, EvaluationRecord]]] = {}
-        for run, score in pairs:
-            key = (same[run.id], score.network, score.protocol_hash, run.id if query.all_runs else "")
-            cells.setdefault(key, {})[run.key, score.seed] = run, score
-        members = [(key[0], tuple(cell.values())) for key, cell in cells.items()]
-        requests = store_runs.requests_of(project.store, [cell[0][0].id for _, cell in members])
-    return [Group(text, requests[cell[0][0].id], cell) for text, cell in members]
+    return grouped(project, named, query.protocol, query.all_runs)
 
 
 def reasons(run: RunRecord, score: EvaluationRecord, known: Published | None, ablated: bool = False) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from espctl.services.space import from_json
+from espctl.services.tuning.space import from_json
 
 
 @dataclass(frozen=True)

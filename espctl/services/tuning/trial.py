@@ -29,8 +29,8 @@ from espctl.services import condense
 from espctl.services.evaluate import synthetic_of
 from espctl.services.project import Project
 from espctl.services.protocols import find as find_protocol
-from espctl.services.study import LOOKS, Claim, End, Study
-from espctl.services.study_plan import Plan
+from espctl.services.tuning.plan import Plan
+from espctl.services.tuning.study import LOOKS, Claim, End, Study
 from espctl.store.folder import TRIAL_SCORE
 
 POLL = 0.5  # seconds between two looks at whether a trial of somebody else was left behind

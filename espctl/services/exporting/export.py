@@ -17,11 +17,11 @@ from esp.data.dataset import Dataset
 from esp.data.store import load as load_data
 from esp.errors import InputError, UnknownNameError
 from espctl.errors import RunError
-from espctl.services import plain as writers
-from espctl.services.cards import card, licence, source
 from espctl.services.data import in_space_of
 from espctl.services.evaluate import synthetic_of
-from espctl.services.plain import Plain
+from espctl.services.exporting import plain as writers
+from espctl.services.exporting.cards import card, licence, source
+from espctl.services.exporting.plain import Plain
 from espctl.services.project import Project, find_run
 from espctl.services.scores import Summary, summaries
 from espctl.store.records import RunRecord

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 
 from esp import files
 from espctl.errors import RunError
-from espctl.services import studies
 from espctl.services.project import Project
+from espctl.services.tuning import studies
 
 KINDS: dict[str, tuple[str, int]] = {
     "history": ("plot_optimization_history", 1),

@@ -14,9 +14,9 @@ from espctl.errors import RunError
 from espctl.jobs import pool
 from espctl.services.experts import relative
 from espctl.services.project import Project
-from espctl.services.space import from_json
-from espctl.services.study import Point, Study, names
-from espctl.services.study_plan import Plan
+from espctl.services.tuning.plan import Plan
+from espctl.services.tuning.space import from_json
+from espctl.services.tuning.study import Point, Study, names
 from espctl.store import runs as store_runs
 from espctl.store.records import StudyRecord, TrialRecord
 from espctl.store.studies import keep_studies, record_study

@@ -22,7 +22,7 @@ from esp.methods import METHODS
 from esp.registry import check
 from espctl.report import published
 from espctl.services.project import Project, dataset_name
-from espctl.services.report import ORDER, PUBLISHED_AS
+from espctl.services.reporting.report import ORDER, PUBLISHED_AS
 
 TABLES = {"table1": "1", "table2": "2", "table3": "3", "table4": "4"}
 LEVELS = {

@@ -11,8 +11,8 @@ from esp import files
 from esp.errors import InputError
 from espctl.errors import RunError
 from espctl.report.model import Row
-from espctl.services import report
 from espctl.services.project import Project, find_run, slug
+from espctl.services.reporting import report
 from espctl.store import runs as store_runs
 from espctl.store.records import RunRecord
 

@@ -12,11 +12,12 @@ from esp.errors import EspError, InputError
 from esp.evaluation import Protocol
 from esp.protocols import PROTOCOLS
 from espctl.jobs.compute import FLOPS_PER_SECOND
-from espctl.services import condense, plan
-from espctl.services.gauge import Gauge, Trial
-from espctl.services.plan import Asked, Cell, ExpertWork, Plan, Problem, Scoring, Work
+from espctl.services import condense
 from espctl.services.project import Project
 from espctl.services.protocols import find as find_protocol
+from espctl.services.reproduction import plan
+from espctl.services.reproduction.gauge import Gauge, Trial
+from espctl.services.reproduction.plan import Asked, Cell, ExpertWork, Plan, Problem, Scoring, Work
 
 USABLE = 0.85
 """Of the budget that is planned with: starting processes and a machine that gets busier take the rest."""

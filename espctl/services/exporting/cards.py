@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esp.spaces import NORMALISED
-from espctl.services.plain import Plain
+from espctl.services.exporting.plain import Plain
 from espctl.services.scores import Summary
 from espctl.store.records import RunRecord
 

@@ -16,8 +16,9 @@ from esp.files import canonical
 from esp.statistics import mean_and_sd
 from espctl.errors import RunError
 from espctl.report import bench, plots, svg
-from espctl.services import report
 from espctl.services.project import Project, dataset_name
+from espctl.services.reporting import report
+from espctl.services.reporting.groups import LABELS, Group
 from espctl.services.scores import summaries
 from espctl.store import runs as store_runs
 from espctl.store.records import RunRecord
@@ -226,14 +227,14 @@ def draw(path: Path, charts: list[svg.Chart]) -> Path:
     return path
 
 
-def settings(groups: list[report.Group], option: str) -> list[Setting]:
+def settings(groups: list[Group], option: str) -> list[Setting]:
     """The points of Figure 8 for one option; none where no two groups differ in it alone."""
-    curves: dict[str, dict[str, report.Group]] = {}
+    curves: dict[str, dict[str, Group]] = {}
     for group in groups:
         options = dict(group.request["method_options"])
         if option in options:
             value = options.pop(option)
-            left = {name: item for name, item in group.request.items() if name not in ("seed", *report.LABELS)}
+            left = {name: item for name, item in group.request.items() if name not in ("seed", *LABELS)}
             rest = {**left, "method_options": options, "scored": [group.score.network, group.score.protocol_hash]}
             curves.setdefault(canonical(rest), {})[canonical(value)] = group
     several = [list(found.values()) for found in curves.values() if len(found) > 1]
@@ -244,7 +245,7 @@ def settings(groups: list[report.Group], option: str) -> list[Setting]:
     ]
 
 
-def _setting(group: report.Group, option: str, curve: int) -> Setting:
+def _setting(group: Group, option: str, curve: int) -> Setting:
     run, score, value = group.run, group.score, group.request["method_options"][option]
     mean, sd = mean_and_sd([100 * s.accuracy for _, s in group.pairs])
     shown = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,67 @@
+"""(a) The ESP step: its peak memory against that of a plain training step, for larger sets and more inner steps.
+
+On a CPU this is resident memory. What freed tensors leave in the heap would hide what a step needs, so every tensor of
+some size is a mapping of its own here, which goes back to the system with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.measure import Row, isolated, peak_memory, plain_row, row_of
+from bench.setting import Size, task
+from esp.methods.esp import ESP
+from esp.rng import Key
+
+REPEATS = 3
+
+
+def run(size: Size, device: torch.device) -> list[Row]:
+    """The rows of this part."""
+    name, network = str(device), size.narrow
+
+    def peaks(ipc: int, steps: int) -> list[float]:
+        return [isolated(_peak_step, network, ipc, size.chunk, name, steps, tight=True) for _ in range(REPEATS)]
+
+    plain = [isolated(_peak_plain, network, size.chunk, name, tight=True) for _ in range(REPEATS)]
+    one, ten, fifty, long = peaks(1, 1), peaks(10, 1), peaks(50, 1), peaks(1, 50)
+    setting = f"{network}, chunks of {size.chunk}, eager"
+
+    def row(what: str, ours: list[float], against: str, other: list[float], target: float) -> Row:
+        return row_of("memory", what, against, "B", list(zip(ours, other, strict=True)), target, setting)
+
+    return [
+        row("peak of an ESP step, ipc 1", one, "a training step on one chunk", plain, 1.5),
+        row("peak of an ESP step, ipc 10", ten, "of one at ipc 1", one, 1.15),
+        row("peak of an ESP step, ipc 50", fifty, "of one at ipc 1", one, 1.15),
+        row("peak over 50 inner steps", long, "over 1", one, 1.05),
+        plain_row("memory", "peak of a training step on one chunk", "B", plain, None, setting),
+    ]
+
+
+def _peak_plain(network: str, chunk: int, device: str) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        made = task(Path(folder), network, "latent", 1, chunk, torch.device(device), False)
+        images = torch.randn(chunk, *made.data.shape).to(device)
+        targets = torch.nn.functional.one_hot(torch.arange(chunk) % 10, 10).to(images)
+        theta = made.network.init(Key(0)).to(device)
+        return peak_memory(lambda: made.derivatives().parameter_gradient(theta, images, targets), made.device)
+
+
+def _peak_step(network: str, ipc: int, chunk: int, device: str, steps: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        made = task(Path(folder), network, "latent", ipc, chunk, torch.device(device), False)
+        method = ESP(real_batch=max(1, chunk // 10))
+        state = method.init(made, Key(0))
+
+        def walk() -> Tensor:
+            current = state
+            for _ in range(steps):
+                current, metrics = method.step(made, current, Key(0))
+            return metrics["loss"]
+
+        return peak_memory(walk, made.device)

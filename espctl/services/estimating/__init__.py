@@ -1,0 +1,1 @@
+"""What a command would cost, from a few real steps of it."""

@@ -1,0 +1,1 @@
+"""A synthetic set for other programs: its numbers, its pictures, and a card about it."""

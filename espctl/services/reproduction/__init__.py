@@ -1,0 +1,1 @@
+"""A table of the paper from nothing: what is missing, what it costs, carrying it out."""
