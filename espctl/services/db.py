@@ -53,7 +53,7 @@ def _renew_studies(project: Project) -> int:
     """Enter the studies as their folders have them; returns how many there are."""
     if not any(project.paths.studies.glob("*/study.json")):
         return 0
-    from espctl.services import studies  # imports Optuna and torch, which databases without studies do without
+    from espctl.services.tuning import studies  # imports Optuna and torch, which databases without studies do without
 
     return len(studies.views(project))
 

@@ -20,7 +20,8 @@ WORDS = (
 def made(project: Any) -> Any:
     def make(method: str, threads: int) -> Path:
         run = project(f"{WORDS} -m {method} --threads {threads}").json["id"]
-        return Path(project.home) / "runs" / run / "synthetic.safetensors"
+        folder: Path = project.home / "runs" / run
+        return folder / "synthetic.safetensors"
 
     return make
 

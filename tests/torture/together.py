@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from esp import files
-from espctl.services import reproduce  # noqa: F401 (imported before the processes are made, with all that it needs)
 from espctl.services.project import Project
 from espctl.services.reproduction import plan as plans
+from espctl.services.reproduction import reproduce  # noqa: F401 (imported before the processes are made)
 from espctl.services.reproduction.plan import Asked, ExpertWork, Plan, Scoring, Work
 
 from . import invariants
