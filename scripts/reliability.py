@@ -165,9 +165,9 @@ LEFT = (
     "- The same bits on another machine, another version of torch, or a GPU: only the same request and, up to chance, "
     "the same score.",
     "- The same bits with another number of threads, compiled and not, or with another chunk: sums are taken in "
-    "another order. The three are written down with every run, and a resumed run has those that it began with. The "
-    "same of all three gives the same bits (`tests/espctl/test_threads.py`). On CUDA not even a repetition is promised, and "
-    "divergence is looked for at every tenth step, on a CPU at every one.",
+    "another order. The three are written down with every run, and a resumed run has those that it began with. "
+    "The same of all three gives the same bits (`tests/espctl/test_threads.py`). On CUDA not even a repetition is "
+    "promised, and divergence is looked for at every tenth step, on a CPU at every one.",
     "- The published numbers. ESP and KFS leave constants and the protocol open; [methods](methods.md) says which. "
     "Every table marks what is not comparable.",
     "- CUDA: the program is written for it, and most of the tests run on a CPU.",
