@@ -118,7 +118,8 @@ def content(home: Path) -> dict[str, str]:
     for path in sorted(home.rglob("*")):
         name = path.relative_to(home).as_posix()
         if path.is_file() and not PASSING.search(name):
-            found[STAMP.sub("@", name)] = _digest(path)
+            aside = any(part.startswith(".") for part in path.relative_to(home).parts)  # perhaps only half of it
+            found[STAMP.sub("@", name)] = files.file_sha256(path) if aside else _digest(path)
     return found | rows(home / "espctl.db")
 
 
@@ -131,7 +132,7 @@ def rows(database: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    if path.suffix == ".json" and not path.name.startswith("."):
+    if path.suffix == ".json":
         return files.canonical(_lasting(files.read_json(path)))
     return files.file_sha256(path)
 
