@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of fuzz.targets.TARGETS; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at the same time")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the figures there as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -34,10 +36,13 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown target {min(unknown)!r}")
     counts: dict[str, dict[str, int]] = {}
-    found = [name for name in given.names or TARGETS if not _clean(name, given.seconds, counts)]
-    print(f"{len(given.names or TARGETS)} targets, findings in: {', '.join(found) or 'none'}")
+    names = given.names or list(TARGETS)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        clean = pool.map(lambda name: _clean(name, given.seconds, counts), names)
+        found = [name for name, sound in zip(names, clean, strict=True) if not sound]
+    print(f"{len(names)} targets, findings in: {', '.join(found) or 'none'}")
     if given.output:
-        _write(given.output, {"targets": counts, "findings": found})
+        _write(given.output, {"targets": dict(sorted(counts.items())), "findings": found})
     return 1 if found else 0
 
 
