@@ -3,6 +3,7 @@
 Python raises KeyboardInterrupt between any two of its instructions. Where a library's C code called that Python code,
 it may make another exception of it, or drop it. So that an interrupt was heard is remembered here: within `stoppable`
 an exception that follows one is taken for it, and `check`, called at every step of long work, raises it once more.
+One that ended a destructor, which can raise nothing, is raised again in what the destructor interrupted.
 
 Nothing is raised while one call of a library goes on, and the decomposition of a large matrix takes minutes. Then a
 thread hears of the signal, has saved what there is, and ends the process: clusters kill what is still there soon after.
@@ -38,11 +39,13 @@ def stoppable() -> Iterator[None]:
     ours = before[signal.SIGTERM] in (interrupt, interrupt_once, ignore)
     outermost = not ours and threading.current_thread() is threading.main_thread()
     stop: Callable[[], object] = list
+    report = sys.unraisablehook
     if outermost:
         _pending = False
         for number in SIGNALS:
             signal.signal(number, interrupt)
         stop = listen()
+        report, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         yield
     except Interrupted:
@@ -55,6 +58,7 @@ def stoppable() -> Iterator[None]:
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = report
             stop()
 
 
@@ -102,6 +106,21 @@ def _leave() -> None:
         sys.stderr.write(f"\nerror: {error.message}\nhint: {error.hint}\n")
         sys.stderr.flush()
     os._exit(exit_code(error))
+
+
+def _raise_again(ended: sys.UnraisableHookArgs) -> None:
+    """What Python does with an exception of a destructor: report it, but an interrupt is sent once more."""
+    if issubclass(ended.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.05, _send_again)  # in here it would be lost like the first
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ended)
+
+
+def _send_again() -> None:
+    if signal.getsignal(signal.SIGINT) is interrupt:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def check() -> None:

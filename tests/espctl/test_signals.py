@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -50,6 +51,26 @@ def test_an_interrupt_that_was_dropped_is_raised_at_the_next_event() -> None:
     with pytest.raises(KeyboardInterrupt), signals.stoppable():
         list(pool.run_all(work, [1, 2], 1, heard.append))
     assert heard == []
+
+
+class Ends:
+    """An object at whose end the signal arrives, where nothing can be raised."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        len(())  # the instruction before which the signal is handled
+
+
+def test_an_interrupt_in_a_destructor_is_raised_behind_it(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        Ends()
+        time.sleep(20)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), signals.stoppable():
+        work()
+    assert time.monotonic() - begun < 10
+    assert capfd.readouterr().err == ""
 
 
 def test_the_next_block_knows_nothing_of_an_earlier_interrupt() -> None:

@@ -245,7 +245,7 @@ def test_an_upgrade_does_not_pull_the_file_from_under_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = golden(tmp_path)
-    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(database)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM runs")
