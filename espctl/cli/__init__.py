@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if "" not in sys.path:
         sys.path.append("")  # last: it must hide no installed module
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # when the command is done, Ctrl-C ends without a traceback
     code = run(sys.argv[1:] if arguments is None else arguments)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command is done: Ctrl-C ends without a traceback
     if code == exit_code(Interrupted()):
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -3,7 +3,8 @@
 Python raises KeyboardInterrupt between any two of its instructions. Where a library's C code called that Python code,
 it may make another exception of it, or drop it. So that an interrupt was heard is remembered here: within `stoppable`
 an exception that follows one is taken for it, and `check`, called at every step of long work, raises it once more.
-One that ended a destructor, which can raise nothing, is raised again in what the destructor interrupted.
+One that ended a destructor, which can raise nothing, is raised again in what the destructor interrupted. Work that can
+be gone on with says how at its own `stoppable`, which is the one place that turns an interrupt into that sentence.
 
 Nothing is raised while one call of a library goes on, and the decomposition of a large matrix takes minutes. Then a
 thread hears of the signal, has saved what there is, and ends the process: clusters kill what is still there soon after.
@@ -25,14 +26,19 @@ GRACE = 2.5
 """Seconds that a call of a library has to come to its end after a signal."""
 _pending = False
 _savers: list[Callable[[], None]] = []
+_hints: list[str] = []
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(hint: str = "") -> Iterator[None]:
     """Within the block SIGTERM interrupts like Ctrl-C, so that unfinished work is saved. Blocks may be nested.
 
+    Args:
+        hint: how to go on with what the block does. An outer block's counts before an inner one's.
+
     Raises:
-        KeyboardInterrupt: also in place of an exception that a library made of it.
+        Interrupted: with the hint, where one is given.
+        KeyboardInterrupt: where none is. Either also in place of an exception that a library made of an interrupt.
     """
     global _pending
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -46,15 +52,21 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, interrupt)
         stop = listen()
         report, sys.unraisablehook = sys.unraisablehook, _raise_again
+    told = [hint] if hint else []
+    _hints.extend(told)
     try:
         yield
-    except Interrupted:
-        raise
-    except Exception as error:
-        if _pending:
-            raise KeyboardInterrupt from error
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        as_it_is = isinstance(error, (Interrupted, KeyboardInterrupt))
+        if not as_it_is and not _pending:
+            raise
+        if hint:
+            raise Interrupted(hint) from error
+        if as_it_is:
+            raise
+        raise KeyboardInterrupt from error
     finally:
+        del _hints[len(_hints) - len(told) :]
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -101,7 +113,7 @@ def _leave() -> None:
     for save in reversed(_savers):
         with suppress(Exception):
             save()
-    error = Interrupted()
+    error = Interrupted(*_hints[:1])
     with suppress(Exception):
         sys.stderr.write(f"\nerror: {error.message}\nhint: {error.hint}\n")
         sys.stderr.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from esp.data.dataset import OFFICIAL
-from espctl.errors import Interrupted
+from espctl.jobs import signals
 from espctl.services import condense, experts
 from espctl.services.project import Project
 from espctl.store import runs as store_runs
@@ -49,7 +49,5 @@ def _selection(project: Project, record: RunRecord, method: str, store: str, spa
     known = condense.existing(chosen, prepared)
     if known and known.state == "finished":
         return known
-    try:
+    with signals.stoppable("run the same command again to go on"):  # with the score that was asked for
         return condense.start(chosen, prepared, lambda *_: None, again=False)
-    except Interrupted as error:  # it is the score that was asked for: the same command goes on with the selection too
-        raise Interrupted from error

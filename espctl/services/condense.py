@@ -24,7 +24,7 @@ from esp.parametrisation import build as build_parametrisation
 from esp.registry import resolve
 from esp.spaces import NORMALISED
 from esp.trajectory import Experts
-from espctl.errors import Interrupted, PausedError, RunError, StoreError, cause_of, may_pass, translate
+from espctl.errors import PausedError, RunError, StoreError, cause_of, may_pass, translate
 from espctl.jobs import locks, logs, signals, worker
 from espctl.jobs.compute import resolve as resolve_compute
 from espctl.services import experts as expert_service
@@ -291,15 +291,15 @@ def carry_out(
         EspError: the run failed, and says why.
     """
     folder = project.folder_of(run)
-    with signals.stoppable(), worker.locked(folder, wait, on_wait):
+    with signals.stoppable(_line(run)), worker.locked(folder, wait, on_wait):
         try:
             if not _finished(folder):
                 with signals.saving(lambda: _leave(project, run)):
                     _work(project, run, on_progress)
             return store_runs.record_outcome(project.store, folder)
         except KeyboardInterrupt:
-            store_runs.set_state(project.store, run, "interrupted")
-            raise Interrupted(f"go on with: espctl condense --resume {run}") from None
+            _leave(project, run)
+            raise
 
 
 def _leave(project: Project, run: str) -> None:
@@ -326,8 +326,12 @@ def _work(project: Project, run: str, on_progress: worker.Progress) -> None:
 
 
 def _go_on(remedy: str, run: str) -> str:
-    """A hint that ends in the line that resumes a run."""
-    return f"{cause_of(remedy)}, then go on with: espctl condense --resume {run}"
+    """A hint that says what to do before a run can be resumed."""
+    return f"{cause_of(remedy)}, then {_line(run)}"
+
+
+def _line(run: str) -> str:
+    return f"go on with: espctl condense --resume {run}"
 
 
 def _finished(folder: Path) -> bool:

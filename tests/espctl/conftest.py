@@ -47,19 +47,26 @@ SERVER = """
 import json, os, signal, sys
 import torch._dynamo
 from esp.files import canonical, sha256
-from espctl import cli
+from espctl import __main__, cli
 from espctl.services import condense, evaluate, experts
 from espctl.services.tuning import tune
+command_line, signals = cli.main, [signal.SIGINT, signal.SIGTERM]
+def begin():  # what `espctl` does once its imports are done
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    command_line(order["arguments"])
+cli.main = begin
 for text in sys.stdin:
     order = json.loads(text)
     if "wait" in order:
         print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
         continue
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in the process that begins, until it has begun
     if not (pid := os.fork()):
         for number, path in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        cli.main(order["arguments"])
+        __main__.main()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     print(pid, flush=True)
 """
 

@@ -82,16 +82,12 @@ def test_the_next_block_knows_nothing_of_an_earlier_interrupt() -> None:
         raise ValueError("of its own")
 
 
-def test_a_sentence_that_says_how_to_go_on_is_kept() -> None:
-    def stop() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise Interrupted("go on with: this") from None
-
-    with pytest.raises(Interrupted, match="interrupted") as caught, signals.stoppable():
-        stop()
-    assert caught.value.hint == "go on with: this"
+def test_work_says_how_to_go_on_whatever_a_library_made_of_the_interrupt() -> None:
+    for of_the_outer, hint in (("", "inner"), ("outer", "outer")):
+        for stop in (lambda: os.kill(os.getpid(), signal.SIGINT), lambda: torch.tensor(Storage(signal.SIGINT))):
+            with pytest.raises(Interrupted) as caught, signals.stoppable(of_the_outer), signals.stoppable("inner"):
+                stop()
+            assert caught.value.hint == hint
 
 
 def test_blocks_may_be_nested() -> None:

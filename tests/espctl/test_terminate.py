@@ -81,7 +81,7 @@ torch.set_num_threads(1)
 matrix = torch.randn(6000, 6000, dtype=torch.float64)
 saved = lambda: open(sys.argv[1], "w").write("saved")
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-with signals.stoppable(), signals.saving(saved):
+with signals.stoppable('go on with: this'), signals.stoppable('and this'), signals.saving(saved):
     print(time.monotonic(), flush=True)
     torch.linalg.eigh(matrix @ matrix.T)
 print("came to its end")
@@ -96,6 +96,6 @@ def test_one_call_that_takes_minutes_ends_and_what_there_is_is_saved(tmp_path: P
     begun, now = float(done.stdout.split()[0]), time.monotonic()
     assert done.returncode == 130
     assert (tmp_path / "saved").read_text() == "saved"
-    assert done.stderr.endswith("error: interrupted\nhint: run the same command again to go on\n")
+    assert done.stderr.endswith("error: interrupted\nhint: go on with: this\n")
     assert "came to its end" not in done.stdout
     assert now - begun < 1.0 + SECONDS

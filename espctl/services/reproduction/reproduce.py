@@ -67,7 +67,7 @@ def carry_out(project: Project, made: Plan, on_progress: Progress, on_result: Ca
         Interrupted: the same call goes on.
     """
     course, beside = Course(), settings_of(project, made)
-    with signals.stoppable():
+    with signals.stoppable("the same command goes on with what is missing"):
         try:
             stores = [_experts(beside, made, work, course, on_progress, on_result) for work in made.experts]
             items = _items(beside, made, stores, course)
@@ -80,7 +80,7 @@ def carry_out(project: Project, made: Plan, on_progress: Progress, on_result: Ca
                 on_result(_sentence(item.work, result))
         except (KeyboardInterrupt, Interrupted):
             _leave(beside, course)
-            raise Interrupted("the same command goes on with what is missing") from None
+            raise
         except (PausedError, StoreError):
             with contextlib.suppress(StoreError):  # where the disk is full for the database too
                 _leave(beside, course)

@@ -14,7 +14,7 @@ from esp.errors import InputError
 from esp.parametrisation import Frame
 from esp.parametrisation import build as build_parametrisation
 from espctl import settings as configuration
-from espctl.errors import Interrupted, PausedError, RunError, UsageError, cause_of, may_pass, translate
+from espctl.errors import PausedError, RunError, UsageError, cause_of, may_pass, translate
 from espctl.jobs import crew, pool, signals
 from espctl.services import condense
 from espctl.services.project import Project, dataset_name, slug
@@ -120,15 +120,13 @@ def run(project: Project, prepared: Prepared, on_event: pool.Report) -> studies.
         studies.record(project, study, event)
         on_event(event)
 
-    line = f"espctl tune --study {study.name} --trials {work.goal} --jobs {prepared.jobs}"
-    with signals.stoppable(), _refreshed(project, study):
+    line = f"go on with: espctl tune --study {study.name} --trials {work.goal} --jobs {prepared.jobs}"
+    with signals.stoppable(line), _refreshed(project, study):
         try:
             crew.run(trial.attend, work, prepared.jobs, hear)
-        except (KeyboardInterrupt, Interrupted):
-            raise Interrupted(f"go on with: {line}") from None
         except Exception as error:
             if may_pass(found := translate(error)):
-                raise PausedError(found.message, f"{cause_of(found.hint)}, then go on with: {line}") from error
+                raise PausedError(found.message, f"{cause_of(found.hint)}, then {line}") from error
             raise
     return studies.view(project, study)
 
