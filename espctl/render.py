@@ -179,6 +179,11 @@ def duration(seconds: float) -> str:
     return value[2:].removeprefix("0") if value.startswith("0:") else value
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """A number of things as `1 run` or `1,200 runs`; `many` where the plural is not made by an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class Progress:
     """How far a long piece of work is, on standard error.
 

@@ -47,7 +47,8 @@ def export(
         if project.settings.output.json:
             render.emit_json(written)
         else:
-            render.line(f"{render.path(written.path)}: {written.rows} results of {len(written.runs)} runs")
+            of = render.count(len(written.runs), "run")
+            render.line(f"{render.path(written.path)}: {render.count(written.rows, 'result')} of {of}")
         return
     assert output is not None
     made = bundles.export(project, runs or (), filter or "", output, with_experts)
@@ -56,7 +57,7 @@ def export(
         return
     for run in made.left_out:
         render.note(f"left out, it has not ended: {run}")
-    render.line(f"{render.path(made.path)}: {len(made.runs)} runs, {made.files} files, {made.bytes / 1e6:.1f} MB")
+    render.line(f"{render.path(made.path)}: {_held(len(made.runs), made.files, made.bytes)}")
 
 
 def take_in(
@@ -77,7 +78,7 @@ def take_in(
         if project.settings.output.json:
             render.emit_json({**facts, "schema": manifest.schema, "program": manifest.program})
         else:
-            render.line(f"sound: {len(manifest.runs)} runs, {len(manifest.files)} files, {manifest.bytes / 1e6:.1f} MB")
+            render.line(f"sound: {_held(len(manifest.runs), len(manifest.files), manifest.bytes)}")
             for run in manifest.runs:
                 render.line(f"- {run}")
         return
@@ -90,7 +91,7 @@ def take_in(
     for run in done.known:
         render.line(f"here already, the same: {run}")
     if done.experts:
-        render.line(f"{len(done.experts)} files of experts")
+        render.line(f"{render.count(len(done.experts), 'file')} of experts")
 
 
 def sync(home: options.Home = None, json: options.Json = None) -> None:
@@ -108,4 +109,11 @@ def sync(home: options.Home = None, json: options.Json = None) -> None:
         render.note(f"not read: {folder}: {reason}")
     for run in done.missing:
         render.note(f"its folder is gone: {run}; espctl runs rm {run} removes it from the database")
-    render.line(f"{len(done.added)} runs added, {len(done.updated)} updated, {len(done.unchanged)} unchanged")
+    added = render.count(len(done.added), "run")
+    render.line(f"{added} added, {len(done.updated)} updated, {len(done.unchanged)} unchanged")
+
+
+def _held(runs: int, files: int, size: int) -> str:
+    from espctl import render
+
+    return f"{render.count(runs, 'run')}, {render.count(files, 'file')}, {size / 1e6:.1f} MB"

@@ -133,7 +133,7 @@ def show(
     if project.settings.output.json:
         render.emit_json(made)
     else:
-        render.line(f"{made.path}: {made.images} images, {made.width}x{made.height} pixels")
+        render.line(f"{made.path}: {render.count(made.images, 'image')}, {made.width}x{made.height} pixels")
 
 
 def _print_info(found: Info) -> None:

@@ -31,7 +31,8 @@ def upgrade(home: options.Home = None, json: options.Json = None) -> None:
     was = "already " if done.before == done.after else "now "
     render.line(f"{done.database} {was}has schema {done.after}")
     if done.runs.added or done.runs.updated:
-        render.line(f"from the run folders: {len(done.runs.added)} runs added, {len(done.runs.updated)} updated")
+        added = render.count(len(done.runs.added), "run")
+        render.line(f"from the run folders: {added} added, {len(done.runs.updated)} updated")
 
 
 @app.command()
@@ -50,8 +51,13 @@ def rebuild(home: options.Home = None, json: options.Json = None) -> None:
         return
     if done.replaced:
         render.line(f"the database as it was: {render.path(done.replaced)}")
-    counts = f"{len(done.runs.added)} runs, {done.experts} experts, {done.datasets} data sets, {done.studies} studies"
-    render.line(f"{done.database} was made from the folders: {counts}")
+    counts = [
+        render.count(len(done.runs.added), "run"),
+        render.count(done.experts, "expert"),
+        render.count(done.datasets, "data set"),
+        render.count(done.studies, "study", "studies"),
+    ]
+    render.line(f"{done.database} was made from the folders: {', '.join(counts)}")
 
 
 @app.command()

@@ -39,7 +39,7 @@ def condensation(project: Any, request: Any) -> None:
         render.line("Experts are missing; the steps were timed with a stand-in. Building them:")
         building(found.experts)
     render.line("")
-    columns = ("protocol", "network", "epochs", "one network", f"{found.scoring[0].seeds} networks")
+    columns = ("protocol", "network", "epochs", "one network", render.count(found.scoring[0].seeds, "network"))
     rows = [
         (f"{s.protocol}{' *' if s.measured else ''}", s.network, s.epochs, *map(render.duration, (s.seconds, s.total)))
         for s in found.scoring
@@ -69,7 +69,7 @@ def building(found: Any) -> None:
         {
             "store": found.store,
             "device": device_text(found.compute),
-            "to train": f"{found.missing} experts of {found.epochs} epochs, {found.finished} are there",
+            "to train": f"{render.count(found.missing, 'expert')} of {found.epochs} epochs, {found.finished} are there",
             "epoch": f"{found.epoch_seconds:.4g} s",
             "one expert": render.duration(found.seconds),
             "time": f"{render.duration(found.total)} ({found.total:,.0f} s), {found.jobs} at the same time",

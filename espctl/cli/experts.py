@@ -210,7 +210,7 @@ def verify(
     else:
         for name, reason in damaged:
             render.line(f"{name}: {reason}")
-        render.line(f"{len(results)} experts, {len(damaged)} damaged")
+        render.line(f"{render.count(len(results), 'expert')}, {len(damaged)} damaged")
     if damaged:
         raise typer.Exit(1)
 

@@ -32,7 +32,7 @@ def condensation(project: Any, request: Any) -> None:
             "run": f"{found.run} (not entered)",
             "device": device_text(found.compute),
             **({"experts": "missing: others of their size stood in"} if found.stand_ins else {}),
-            "step": f"{_time(found.step_seconds)} for {found.images} images",
+            "step": f"{_time(found.step_seconds)} for {render.count(found.images, 'image')}",
             "profiled": f"{found.steps} steps of {_time(found.profiled_seconds)}",
             "operations": f"{floor.operations / 1e9:,.3g} G, {floor.passes:.1f} forward passes of the synthetic set",
             "pace": paces,

@@ -83,7 +83,7 @@ def reproduce(
         return
     if not (output.quiet or output.json):
         level = plans.LEVELS[made.level]
-        render.note(f"{len(made.works)} sets, about {render.duration(made.seconds)} in all; {level}")
+        render.note(f"{render.count(len(made.works), 'set')}, about {render.duration(made.seconds)} in all; {level}")
     total = max(1, round(sum(w.whole for w in made.works) + sum(e.seconds for e in made.experts)))
     with render.Progress(total, f"reproduce {table}", output.quiet) as progress:
         course = service.carry_out(
@@ -169,9 +169,10 @@ def _show_plan(project: Any, made: Any) -> None:
         return
     columns = ("cell", "condense", "score", "state", "steps", "options")
     rows: list[tuple[object, ...]] = [
-        (f"{work.count} experts, {work.dataset}", render.duration(work.seconds), "-", state, work.epochs, work.network)
+        (f"{render.count(work.count, 'expert')}, {work.dataset}", render.duration(work.seconds), "-", state,
+         work.epochs, work.network)
         for work, state in zip(made.experts, states.experts, strict=True)
-    ]
+    ]  # fmt: skip
     for work, state in zip(made.works, states.works, strict=True):
         score = sum(scoring.seconds for scoring in work.scorings)
         cell = f"{work.label} {work.dataset} {work.ipc}"

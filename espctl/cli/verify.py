@@ -41,7 +41,8 @@ def verify(
             for problem in one.problems:
                 render.line(f"{one.kind} {one.name}: {problem}")
         counts = {kind: sum(one.kind == kind for one in found) for kind in dict.fromkeys(one.kind for one in found)}
-        said = ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items())
-        render.line(f"{said or 'nothing to compare'}: {sum(one.files for one in found)} files, {len(damaged)} damaged")
+        said = ", ".join(render.count(number, kind) for kind, number in counts.items())
+        files = render.count(sum(one.files for one in found), "file")
+        render.line(f"{said or 'nothing to compare'}: {files}, {len(damaged)} damaged")
     if damaged:
         raise typer.Exit(1)

@@ -348,7 +348,7 @@ def test_a_database_that_is_none(project: Any) -> None:
         path.unlink()
     (project.home / "espctl.db").write_text("this is text, and long enough to be looked at as a database" * 20)
     complains(project("runs ls", code=1), "not an SQLite database", "espctl db rebuild")
-    assert "made from the folders: 1 runs" in project("db rebuild").out
+    assert "made from the folders: 1 run," in project("db rebuild").out
     project("runs ls", code=0)
 
 

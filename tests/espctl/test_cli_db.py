@@ -25,7 +25,7 @@ def test_upgrade_makes_a_database_and_reads_the_run_folders(tmp_path: Path, caps
     assert run(["db", "upgrade", "--home", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert f"now has schema {REVISIONS[-1]}" in out
-    assert "1 runs added, 0 updated" in out
+    assert "1 run added, 0 updated" in out
     assert "not read: b:" in err
     assert run(["db", "upgrade", "--home", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

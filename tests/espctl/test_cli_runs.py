@@ -221,7 +221,7 @@ def test_a_kill_between_row_and_folder_leaves_a_folder_that_sync_enters(
     generated(f"runs rm {run}", code=130)
     monkeypatch.undo()
     assert len(generated("runs ls --json").json) == 4
-    assert "1 runs added" in generated("runs sync").out
+    assert "1 run added" in generated("runs sync").out
     assert len(generated("runs ls --json").json) == 5
 
 

@@ -55,7 +55,7 @@ def test_it_is_listed_verified_evaluated_and_resumed(golden: Any) -> None:
         "kept for ever", ["first", "second"], 1
     )  # fmt: skip
     assert all(not one["problems"] for one in golden("verify --all --json").json)
-    assert golden("experts verify").out.endswith("1 experts, 0 damaged\n")
+    assert golden("experts verify").out.endswith("1 expert, 0 damaged\n")
     before = {path: file_sha256(path) for path in golden.home.glob("runs/*/evaluations/*")}
     golden(f"evaluate {ESP} --epochs 1 --no-baseline")
     assert {path: file_sha256(path) for path in before} == before, "the score is there already"
