@@ -1,4 +1,4 @@
-"""What the measurements on a GPU consist of, in their order: see `bench.gpu`."""
+"""What the measurements on a GPU consist of, in their order, and what a CPU can carry of them: see `bench.gpu`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Plan:
         options: of the methods, where they are not the presets'; `short` is added when the budget is below an hour.
         scoring: options of `espctl evaluate`.
         variant_steps, variant_epochs, variant_seeds, variant_networks: of the ablation.
+        compared: names out of `NORMS`; none for all.
         lengths, counts: segment lengths and numbers of experts that it compares.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     variant_networks: int
     lengths: tuple[int, ...]
     counts: tuple[int, ...]
+    compared: tuple[str, ...] = ()
 
     def start_max(self, segment: int) -> int:
         """Latest epoch that a segment begins at."""
@@ -79,7 +81,7 @@ class Plan:
     def norms(self) -> list[Variant]:
         """The ablation of the norm of L_Proj with its weight."""
         options = {"segment": min(10, self.epochs // 2)}
-        return [Variant("norm", name, {**options, **chosen}) for name, chosen in NORMS.items()]
+        return [Variant("norm", name, {**options, **NORMS[name]}) for name in self.compared or NORMS]
 
     def around(self, best: Options) -> list[Variant]:
         """The ablation of segment length and number of experts, with the norm and weight that are best."""
@@ -95,6 +97,15 @@ PLANS = {
         short={"dm": {"steps": 3000}, "kfs": {"steps": 3500}, "esp": {"steps": 3000}}, scoring=(),
         variant_steps=1000, variant_epochs=300, variant_seeds=3, variant_networks=2, lengths=(2, 5, 20),
         counts=(1, 4, 16),
+    ),
+    "cpu": Plan(
+        name="cpu", device="cpu", dataset="cifar10", network="convnet3,width=16", bench=(), bench_share=0.3,
+        expert_seconds=600, first=1, most=2, epochs=10, methods=("random", "dm", "kfs", "esp"), protocols=("dsa",),
+        seeds=3, budgets=(1,), options={name: {"real_batch": 64} for name in ("dm", "kfs", "esp")},
+        short={"dm": {"steps": 800}, "kfs": {"steps": 300}, "esp": {"steps": 200}}, scoring=("--epochs", "280"),
+        variant_steps=200, variant_epochs=100, variant_seeds=3, variant_networks=1, lengths=(), counts=(),
+        compared=("no L_proj, L_DM averaged", "L1, beta 1e-05, L_DM averaged", "no L_proj, L_DM summed",
+                  "relative, beta 100, L_DM summed"),
     ),
     "rehearsal": Plan(
         name="rehearsal", device="cpu", dataset="digits", network="convnet3,width=8",

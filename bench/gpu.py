@@ -1,6 +1,6 @@
 """All measurements that want a CUDA GPU, unattended and within a budget of time.
 
-python -m bench.gpu --budget 25m [--data FOLDER] [--output results] [--home FOLDER] [--size cuda|rehearsal]
+python -m bench.gpu --budget 25m [--data FOLDER] [--output results] [--home FOLDER] [--size cuda|cpu|rehearsal]
 
 In this order: the bench; experts; one image per class by every method; the ablation of ESP's residual on held-out
 training images, and the variant that won there on the whole training set; 10 and 50 images per class. What is finished
