@@ -40,8 +40,7 @@ def run(size: Size, device: torch.device) -> tuple[list[Row], list[dict[str, Any
                 points.append(_point("mtt", count, ipc, seconds, peak))
             seconds, peak = isolated(_mtt, size.narrow, ipc, count, size.chunk, str(device))
             points.append(_point("mtt without the graph", count, ipc, seconds, peak))
-            seconds, peak = isolated(_esp, size.narrow, ipc, count, size.chunk, size.real_batch, str(device))
-            points.append(_point("esp", count, ipc, seconds, peak))
+            points.append(_point("esp", count, ipc, *_esp(size, ipc, count, str(device))))
     return _rows(size, points), points
 
 
@@ -110,7 +109,13 @@ def _mtt(network: str, ipc: int, steps: int, chunk: int, device: str) -> tuple[f
         return _twice(update, made.device)
 
 
-def _esp(network: str, ipc: int, steps: int, chunk: int, real: int, device: str) -> tuple[float, int]:
+def _esp(size: Size, ipc: int, steps: int, device: str) -> tuple[float, int]:
+    """Time and memory in processes of their own: the steps before the one that is measured have grown the heap."""
+    asked = size.narrow, ipc, steps, size.chunk, size.real_batch, device
+    return isolated(_esp_update, *asked)[0], isolated(_esp_update, *asked, tight=True)[1]
+
+
+def _esp_update(network: str, ipc: int, steps: int, chunk: int, real: int, device: str) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         made = task(Path(folder), network, "pixels", ipc, chunk, torch.device(device), False)
         method = ESP(real_batch=real, restart=steps)
