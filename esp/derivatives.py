@@ -3,8 +3,8 @@
 Matching methods need d/dX of a function of G = d loss / d theta. With u = d(function)/dG held constant, that is
 d/dX <G(X), u>: the derivative of the loss along u in theta, differentiated once in reverse. **Reverse over forward**
 takes the work of six forward passes, and G that of three; backpropagating through the backward pass takes as much, but
-no compiler sees through it. Compiled it is the faster one, eager the slower one: `make bench`. G is a mean over samples,
-so a pass for G and a pass for d/dX, each over chunks, give the exact gradient at the memory of one chunk.
+no compiler sees through it. Compiled it is the faster one, eager the slower one (`make bench`). G is a mean over
+samples, so a pass for G and one for d/dX, each over chunks, give the exact gradient at the memory of one chunk.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python scripts/fill_readme.py [--check]
 
 A block begins with `<!-- from results/FILE -->` and ends with `<!-- end -->`. A Markdown file is put in as it is, any
-other text as a code block. Where the name has a `*`, as in `results/*-cpu-*-bench.json`, the newest such file is meant;
-of a bench it is the table of what is to be reached. Nothing is changed where there is no such file yet. `--check`
+other text as a code block. Of benches, as in `results/*-cpu-*-bench.json`, it is the table of what is to be reached,
+with each part from the newest file that has it. Nothing is changed where there is no such file yet. `--check`
 changes nothing at all and fails when a block differs from its file.
 """
 
@@ -24,47 +24,43 @@ def fill(text: str, top: Path = TOP) -> str:
     """`text` with every block renewed."""
 
     def block(match: re.Match[str]) -> str:
-        file = _newest(top, match["file"])
-        if file is None:
+        found = sorted(top.glob(match["file"]))
+        if not found:
             return match[0]
-        content = file.read_text(encoding="utf-8").rstrip("\n")
-        if file.name.endswith("-bench.json"):
-            body = bench_table(json.loads(content))
+        if found[-1].name.endswith("-bench.json"):
+            body = bench_table([json.loads(file.read_text(encoding="utf-8")) for file in found])
         else:
-            body = content if file.suffix == ".md" else f"```console\n{content}\n```"
+            content = found[-1].read_text(encoding="utf-8").rstrip("\n")
+            body = content if found[-1].suffix == ".md" else f"```console\n{content}\n```"
         return f"<!-- from {match['file']} -->\n{body}\n<!-- end -->"
 
     return BLOCK.sub(block, text)
 
 
-def _newest(top: Path, name: str) -> Path | None:
-    """The file of a name, or the newest of a pattern: first by the day that it is named after, then by its time."""
-    if "*" not in name:
-        return top / name
-    found = sorted(top.glob(name), key=lambda path: (path.name[:10], path.stat().st_mtime))
-    return found[-1] if found else None
-
-
-def bench_table(bench: dict[str, Any]) -> str:
-    """Markdown of the rows of a bench that have a bound, and where it was measured."""
+def bench_table(benches: list[dict[str, Any]]) -> str:
+    """Markdown of the rows that have a bound, each part of the last bench that has it, and where it was measured."""
     lines = ["| what | against | ours | theirs | ratio or value (range, n) | at most | reached |", "| --- " * 7 + "|"]
-    for row in bench["rows"]:
-        if row["target"] is None:
-            continue
-        unit, ratio = row["unit"], row["ratio"] is not None
-        low, high = (f"{row[end]:.3g}" if ratio else value_text(row[end], unit) for end in ("low", "high"))
-        main = f"{row['ratio']:.3g}" if ratio else value_text(row["ours"], unit)
-        bound = f"{row['target']:.3g}" if ratio else value_text(row["target"], unit)
-        theirs = "" if row["other"] is None else value_text(row["other"], unit)
-        span = f"{main} ({low} to {high}, {row['runs']})"
-        cells = [row["what"], row["against"], value_text(row["ours"], unit), theirs, span]
-        lines.append("| " + " | ".join([*cells, bound, "yes" if row["reached"] else "**no**"]) + " |")
-    facts = f"{bench['device']}, torch {bench['torch']}, commit {bench['commit']}, {bench['date']}"
-    lines += [
-        "",
-        f"Median over pairs taken by turns, size {bench['size']}, {facts}; all rows and settings are in `results/`.",
-    ]
+    newest = {row["measured_by"]: bench for bench in benches for row in bench["rows"]}
+    for part, bench in newest.items():
+        rows = [row for row in bench["rows"] if row["measured_by"] == part]
+        lines += [_line(row) for row in rows if row["target"] is not None]
+    lines += ["", "Median over pairs taken by turns; all rows and settings are in `results/`. Measured on:"]
+    for bench in {id(bench): bench for bench in newest.values()}.values():
+        parts = ", ".join(part for part, of in newest.items() if of is bench)
+        facts = f"size {bench['size']}, torch {bench['torch']}, commit {bench['commit']}, {bench['date']}"
+        lines += ["", f"- {parts}: {bench['device']}, {facts}"]
     return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    unit, ratio = row["unit"], row["ratio"] is not None
+    low, high = (f"{row[end]:.3g}" if ratio else value_text(row[end], unit) for end in ("low", "high"))
+    main = f"{row['ratio']:.3g}" if ratio else value_text(row["ours"], unit)
+    bound = f"{row['target']:.3g}" if ratio else value_text(row["target"], unit)
+    theirs = "" if row["other"] is None else value_text(row["other"], unit)
+    span = f"{main} ({low} to {high}, {row['runs']})"
+    cells = [row["what"], row["against"], value_text(row["ours"], unit), theirs, span]
+    return "| " + " | ".join([*cells, bound, "yes" if row["reached"] else "**no**"]) + " |"
 
 
 def value_text(value: float, unit: str) -> str:

@@ -39,12 +39,13 @@ class Bench:
 
 
 def find(folder: Path) -> Path:
-    """The newest bench under `results` of a folder, by name.
+    """The newest bench under `results` of a folder, by name, that measured this.
 
     Raises:
         InputError: there is none.
     """
-    found = sorted(folder.glob("results/*bench*.json"))
+    benches = sorted(folder.glob("results/*bench*.json"))
+    found = [path for path in benches if '"inner_steps"' in path.read_text(encoding="utf-8")]
     if not found:
         raise InputError("there is no bench under results", f"measure one with: {COMMAND}; or give --bench FILE")
     return found[-1]

@@ -243,7 +243,7 @@ def test_figure8_joins_what_differs_in_one_option_alone(ledger: Any, tmp_path: P
     assert "differ in the option steps alone" in ledger("report figure8 --option steps -m dm", code=1).err
 
 
-def test_figure7_reads_a_bench(ledger: Any, tmp_path: Path) -> None:
+def test_figure7_reads_a_bench(ledger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {"method": "mtt", "inner_steps": 10, "ipc": 1, "seconds": 2.0, "peak_memory_bytes": 10**9}
     more = {"method": "mtt", "inner_steps": 50, "ipc": 1, "fits": False, "estimated": 5e9}
     bench = tmp_path / "bench.json"
@@ -256,6 +256,11 @@ def test_figure7_reads_a_bench(ledger: Any, tmp_path: Path) -> None:
     ]
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "a machine" in ledger("report figure7 --bench", str(bench)).out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    for name, body in (("1-bench.json", {"device": "that one", "figure7": [point]}), ("2-bench.json", {"figure7": []})):
+        write(tmp_path / "results" / name, body)
+    assert "that one" in ledger("report figure7").out, "the newest that has points"
     bodies: list[Any] = [[], {"rows": []}, [{"method": "mtt"}], 3, {"figure7": 3}]
     for body in bodies:
         write(bench, body)
