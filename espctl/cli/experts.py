@@ -162,7 +162,7 @@ def show(
     json: options.Json = None,
 ) -> None:
     """Draw an expert's accuracy curve and say whether it is healthy."""
-    from espctl import render
+    from espctl import curves, render
     from espctl.services import experts
     from espctl.services.project import Project
 
@@ -187,7 +187,7 @@ def show(
     for complaint in found.complaints:
         render.line(f"- {complaint}")
     render.line("")
-    for text in render.curve([(point["epoch"], point["accuracy"]) for point in curve]):
+    for text in curves.chart([(point["epoch"], point["accuracy"]) for point in curve]):
         render.line(text)
 
 

@@ -179,7 +179,7 @@ def _said(one: Any, value: Any) -> Any:
 @app.command()
 def show(run: options.RunArgument, home: options.Home = None, json: options.Json = None) -> None:
     """Show a run: request, provenance, cost, scores and curves."""
-    from espctl import render
+    from espctl import curves, render
     from espctl.services import runs
     from espctl.services.project import Project
 
@@ -215,7 +215,7 @@ def show(run: options.RunArgument, home: options.Home = None, json: options.Json
         }
     )
     for name, points in shown.metrics.items():
-        render.line(f"{name:>10} {render.sparkline([value for _, value in points])} {render.text(points[-1][1])}")
+        render.line(f"{name:>10} {curves.sparkline([value for _, value in points])} {render.text(points[-1][1])}")
     if shown.scores:
         rows = [
             (s.network, s.protocol, render.percent(s.mean, s.sd), s.n, render.percent(s.best_mean, s.best_sd))

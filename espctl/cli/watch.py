@@ -65,7 +65,7 @@ def _head(status: Any, width: int) -> str:
 
 def _block(status: Any, width: int) -> list[str]:
     """A run's head, and a line for each of its metrics."""
-    from espctl import render
+    from espctl import curves, render
 
     lines = [_head(status, width)]
     if status.error:
@@ -73,6 +73,6 @@ def _block(status: Any, width: int) -> list[str]:
     for name, points in status.curves.items():
         values = [value for _, value in points]
         label = render.clean(name)[:10]
-        curve = render.sparkline(values, max(4, min(60, width - SHORT - 6)))
+        curve = curves.sparkline(values, max(4, min(60, width - SHORT - 6)))
         lines.append(f"  {label:<10} {curve} {render.text(values[-1])}"[:width])
     return lines
