@@ -121,7 +121,7 @@ def _esp_update(network: str, ipc: int, steps: int, chunk: int, real: int, devic
         method = ESP(real_batch=real, restart=steps)
         before = replace(method, real_batch=1)  # the steps before the one that is measured only have to be taken
         state = method.init(made, Key(0))
-        for _ in range(steps - 1):
+        for _ in range(max(1, steps - 1)):  # one at least, for it brings what stays: code of the libraries, threads
             state, _ = before.step(made, state, Key(0))
 
         def update() -> object:

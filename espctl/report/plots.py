@@ -15,7 +15,10 @@ from espctl.report.svg import Chart
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0a58b5", "#c2410c", "#15803d", "#9333ea", "#b91c5c", "#0e7490")
+COLOURS = ("#0a58b5", "#c2410c", "#15803d", "#9333ea", "#b91c5c", "#0e7490", "#854d0e", "#475569", "#4d7c0f")
+"""Those of page.css."""
+FEW = 4
+"""Lines whose legend fits inside; of more it stands below."""
 
 
 def save(path: Path, charts: Sequence[Chart]) -> None:
@@ -28,7 +31,8 @@ def save(path: Path, charts: Sequence[Chart]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("drawing a figure needs matplotlib", "pip install 'esp-condense[plots]'") from error
-    figure = Figure(figsize=(5.2 * len(charts), 4.0), dpi=150, layout="constrained")
+    below = max((0.1 * len(chart.lines) for chart in charts if len(chart.lines) > FEW), default=0.0)
+    figure = Figure(figsize=(5.2 * len(charts), 4.0 + below), dpi=150, layout="constrained")
     for place, chart in enumerate(charts, start=1):
         _draw(figure.add_subplot(1, len(charts), place), chart)
     buffer = io.BytesIO()
@@ -61,7 +65,10 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(_plain(chart.x))
     axes.set_ylabel(_plain(chart.y))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    if len(chart.lines) <= FEW:
+        axes.legend(fontsize=8)
+    else:
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _plain(text: str) -> str:

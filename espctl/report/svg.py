@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 320, 190
-COLOURS = 6
+COLOURS = 9
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
 
 

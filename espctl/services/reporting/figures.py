@@ -161,7 +161,8 @@ def inner_steps_charts(found: bench.Bench) -> list[svg.Chart]:
     """Memory and time against inner steps, a curve for each method and number of images per class."""
     memory, seconds = [], []
     for colour, (method, ipc) in enumerate(dict.fromkeys((p.method, p.ipc) for p in found.points)):
-        label = f"{method.upper()}, {ipc} per class"
+        name = " ".join([method[:3].upper(), *method.split()[1:]])
+        label = f"{name}, {ipc} per class"
         points = [p for p in found.points if (p.method, p.ipc) == (method, ipc)]
         sizes = [(p.inner_steps, (p.peak_memory_bytes or 0) / 1e6, p.fits) for p in points if p.peak_memory_bytes]
         run = tuple((float(n), size) for n, size, fits in sizes if fits)
