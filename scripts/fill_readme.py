@@ -39,16 +39,17 @@ def fill(text: str, top: Path = TOP) -> str:
 
 def bench_table(benches: list[dict[str, Any]]) -> str:
     """Markdown of the rows that have a bound, each part of the last bench that has it, and where it was measured."""
-    lines = ["| what | against | ours | theirs | ratio or value (range, n) | at most | reached |", "| --- " * 7 + "|"]
+    head = "| | what | against | ours | theirs | ratio or value (range, n) | at most | reached | measured on |"
+    lines = [head, "| --- " * 9 + "|"]
     newest = {row["measured_by"]: bench for bench in benches for row in bench["rows"]}
     for part, bench in newest.items():
         rows = [row for row in bench["rows"] if row["measured_by"] == part]
         lines += [_line(row) for row in rows if row["target"] is not None]
-    lines += ["", "Median over pairs taken by turns; all rows and settings are in `results/`. Measured on:"]
+    lines += ["", "Median over pairs taken by turns; all rows and settings are in `results/`. Measured on:", ""]
     for bench in {id(bench): bench for bench in newest.values()}.values():
         parts = ", ".join(part for part, of in newest.items() if of is bench)
         facts = f"size {bench['size']}, torch {bench['torch']}, commit {bench['commit']}, {bench['date']}"
-        lines += ["", f"- {parts}: {bench['device']}, {facts}"]
+        lines += [f"- {parts}: {bench['device']}, {facts}"]
     return "\n".join(lines)
 
 
@@ -59,8 +60,8 @@ def _line(row: dict[str, Any]) -> str:
     bound = f"{row['target']:.3g}" if ratio else value_text(row["target"], unit)
     theirs = "" if row["other"] is None else value_text(row["other"], unit)
     span = f"{main} ({low} to {high}, {row['runs']})"
-    cells = [row["what"], row["against"], value_text(row["ours"], unit), theirs, span]
-    return "| " + " | ".join([*cells, bound, "yes" if row["reached"] else "**no**"]) + " |"
+    cells = [row["part"], row["what"], row["against"], value_text(row["ours"], unit), theirs, span]
+    return "| " + " | ".join([*cells, bound, "yes" if row["reached"] else "**no**", row["note"]]) + " |"
 
 
 def value_text(value: float, unit: str) -> str:

@@ -37,7 +37,7 @@ def test_the_newest_bench_is_shown_by_its_bounds(tmp_path: Path) -> None:
     old = "<!-- from results/*-cpu-*-bench.json -->\nnot yet\n<!-- end -->"
     assert _script().fill(old, tmp_path) == old
     row = {"what": "a", "against": "b", "unit": "s", "ours": 0.05, "other": 0.1, "ratio": 0.5, "low": 0.4, "high": 0.6}
-    row |= {"runs": 7, "target": 0.4, "reached": False, "measured_by": "step"}
+    row |= {"runs": 7, "target": 0.4, "reached": False, "measured_by": "step", "part": "p", "note": "n"}
     alone = {**row, "what": "c", "against": "", "other": None, "ratio": None, "target": 0.2, "reached": True}
     told = {"device": "CPU", "torch": "2", "commit": "0", "date": "2026-01-02", "size": "cpu"}
     bench = {**told, "rows": [row, alone, {**row, "what": "unbounded", "target": None}]}
@@ -46,9 +46,9 @@ def test_the_newest_bench_is_shown_by_its_bounds(tmp_path: Path) -> None:
     (tmp_path / "results" / "2026-01-02-cpu-0-bench.json").write_text(json.dumps(bench))
     (tmp_path / "results" / "2026-01-01-cpu-9-bench.json").write_text(json.dumps(before))
     found = _script().fill(old, tmp_path)
-    assert "| a | b | 50 ms | 0.1 s | 0.5 (0.4 to 0.6, 7) | 0.4 | **no** |" in found
-    assert "| c |  | 50 ms |  | 50 ms (0.4 s to 0.6 s, 7) | 0.2 s | yes |" in found
-    assert "| other | b |" in found
+    assert "| p | a | b | 50 ms | 0.1 s | 0.5 (0.4 to 0.6, 7) | 0.4 | **no** | n |" in found
+    assert "| p | c |  | 50 ms |  | 50 ms (0.4 s to 0.6 s, 7) | 0.2 s | yes | n |" in found
+    assert "| p | other | b |" in found
     assert "unbounded" not in found
     assert "measured again" not in found
     assert "- memory: CPU, size cpu, torch 2, commit 9" in found
