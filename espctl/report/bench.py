@@ -45,7 +45,7 @@ def find(folder: Path) -> Path:
         InputError: there is none.
     """
     benches = sorted(folder.glob("results/*bench*.json"))
-    found = [path for path in benches if '"inner_steps"' in path.read_text(encoding="utf-8")]
+    found = [path for path in benches if b'"inner_steps"' in path.read_bytes()]
     if not found:
         raise InputError("there is no bench under results", f"measure one with: {COMMAND}; or give --bench FILE")
     return found[-1]

@@ -260,6 +260,7 @@ def test_figure7_reads_a_bench(ledger: Any, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "results").mkdir()
     for name, body in (("1-bench.json", {"device": "that one", "figure7": [point]}), ("2-bench.json", {"figure7": []})):
         write(tmp_path / "results" / name, body)
+    (tmp_path / "results" / "3-bench.json").write_bytes(b"\xff is no text")
     assert "that one" in ledger("report figure7").out, "the newest that has points"
     bodies: list[Any] = [[], {"rows": []}, [{"method": "mtt"}], 3, {"figure7": 3}]
     for body in bodies:
