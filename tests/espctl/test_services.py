@@ -50,6 +50,9 @@ def fail(item, report):
         raise UnknownNameError("thing", "blue", ["blau"])
     time.sleep(60)
 
+def die(item, report):
+    os.kill(os.getpid(), 9)
+
 def endless(folder, report):
     try:
         (Path(folder) / f"begun {os.getpid()}").touch()
@@ -104,13 +107,24 @@ def test_an_error_travels_whole_and_stops_the_rest(work: Any) -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["Ctrl-C in a terminal", "SIGTERM from a scheduler"])
-def test_an_interrupt_reaches_every_process_and_leaves_no_traceback(
-    work: Any, tmp_path: Path, wait_until: Any, whole_group: bool
+def test_a_killed_worker_is_a_sentence(work: Any) -> None:
+    with pytest.raises(RunError, match=r"a process was killed \(signal 9\)") as caught:
+        list(pool.run_all(work.die, [0, 1, 2], 2, lambda _: None))
+    assert "--jobs 1" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 130), (signal.SIGKILL, False, -signal.SIGKILL)],
+    ids=["Ctrl-C in a terminal", "SIGTERM from a scheduler", "killed"],
+)
+def test_the_end_of_a_process_is_the_end_of_its_workers_which_have_saved(
+    work: Any, tmp_path: Path, wait_until: Any, number: int, whole_group: bool, code: int
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    code = f"""
+    program = f"""
+import os
 import work_of_a_test
 from espctl.jobs import pool, signals
 if __name__ == "__main__":
@@ -118,9 +132,9 @@ if __name__ == "__main__":
         try:
             list(pool.run_all(work_of_a_test.endless, [{str(folder)!r}] * 3, 2, print))
         except (KeyboardInterrupt, pool.Interrupted):
-            raise SystemExit(130)
+            os._exit(130)  # as espctl does: what is still there then is nobody's
 """
-    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "main.py").write_text(program)
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "main.py")],
@@ -131,15 +145,12 @@ if __name__ == "__main__":
     )
     try:
         wait_until(lambda: len(list(folder.glob("begun*"))) == 2, "the workers do not start")
-        if whole_group:
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        _, err = process.communicate(timeout=60)  # until the last of them lets go of stderr
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (code, "")
     assert len(list(folder.glob("saved*"))) == len(list(folder.glob("begun*"))) == 2
 
 

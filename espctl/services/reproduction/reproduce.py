@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esp import files
 from esp.errors import EspError
-from espctl.errors import Interrupted, PausedError, RunError, StoreError, may_pass, translate
+from espctl.errors import Interrupted, StoreError, may_pass, translate
 from espctl.jobs import logs, pool, signals, worker
 from espctl.services import evaluate
 from espctl.services import experts as expert_service
@@ -78,19 +77,10 @@ def carry_out(project: Project, made: Plan, on_progress: Progress, on_result: Ca
             for item, result in pool.run_all(do, items, made.asked.jobs, on_event):
                 _record(beside, item, result, course)
                 on_result(_sentence(item.work, result))
-        except (KeyboardInterrupt, Interrupted):
-            _leave(beside, course)
-            raise
-        except (PausedError, StoreError):
+        except (KeyboardInterrupt, EspError):
             with contextlib.suppress(StoreError):  # where the disk is full for the database too
                 _leave(beside, course)
             raise
-        except BrokenProcessPool:
-            _leave(beside, course)
-            raise RunError(
-                "a process was killed, perhaps for memory",
-                "the same command goes on with what is missing; with --jobs 1 it needs less memory",
-            ) from None
     return course
 
 
