@@ -45,7 +45,6 @@ class Plan:
         options: of the methods, where they are not the presets'; `short` is added when the budget is below an hour.
         scoring: options of `espctl evaluate`.
         variant_steps, variant_epochs, variant_seeds, variant_networks: of the ablation.
-        compared: names out of `NORMS`; none for all.
         lengths, counts: segment lengths and numbers of experts that it compares.
     """
 
@@ -72,7 +71,6 @@ class Plan:
     variant_networks: int
     lengths: tuple[int, ...]
     counts: tuple[int, ...]
-    compared: tuple[str, ...] = ()
 
     def start_max(self, segment: int) -> int:
         """Latest epoch that a segment begins at."""
@@ -81,7 +79,7 @@ class Plan:
     def norms(self) -> list[Variant]:
         """The ablation of the norm of L_Proj with its weight."""
         options = {"segment": min(10, self.epochs // 2)}
-        return [Variant("norm", name, {**options, **NORMS[name]}) for name in self.compared or NORMS]
+        return [Variant("norm", name, {**options, **NORMS[name]}) for name in NORMS]
 
     def around(self, best: Options) -> list[Variant]:
         """The ablation of segment length and number of experts, with the norm and weight that are best."""
@@ -104,8 +102,6 @@ PLANS = {
         seeds=3, budgets=(1,), options={name: {"real_batch": 64} for name in ("dm", "kfs", "esp")},
         short={"dm": {"steps": 800}, "kfs": {"steps": 300}, "esp": {"steps": 200}}, scoring=("--epochs", "280"),
         variant_steps=200, variant_epochs=100, variant_seeds=3, variant_networks=1, lengths=(), counts=(),
-        compared=("no L_proj, L_DM averaged", "L1, beta 1e-05, L_DM averaged", "no L_proj, L_DM summed",
-                  "relative, beta 100, L_DM summed"),
     ),
     "rehearsal": Plan(
         name="rehearsal", device="cpu", dataset="digits", network="convnet3,width=8",

@@ -11,8 +11,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,28 @@ from esp.networks.flat import build as build_network
 from esp.parametrisation import Frame, build, decode_all
 from esp.recipes import Protocol
 from esp.trajectory import Experts, open_trajectory
+from espctl.jobs import pool
 from espctl.services.project import Project
 from espctl.services.protocols import find
 
 HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant and seed, and where the experts are."""
+
+    size: str
+    home: Path
+    store: str
+    variant: Variant
+    seed: int
+    deadline: float
+
+    @property
+    def plan(self) -> Plan:
+        """How large everything is."""
+        return PLANS[self.size]
 
 
 def main() -> None:
@@ -42,55 +60,58 @@ def main() -> None:
     parser.add_argument("--store", required=True, help="experts on the training images that are not held out")
     parser.add_argument("--output", type=Path, required=True, help="the file of lines")
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     chosen = parser.parse_args()
     plan, deadline = PLANS[chosen.size], time.monotonic() + chosen.seconds
-    project = Project.open({"home": chosen.home})
+
+    def keep(variants: Sequence[Variant]) -> None:
+        known = {(line["name"], line["seed"]) for line in read(chosen.output)}
+        cells = [
+            Cell(chosen.size, chosen.home, chosen.store, variant, seed, deadline)
+            for seed in range(plan.variant_seeds)
+            for variant in variants
+            if (variant.name, seed) not in known
+        ]
+        for cell, line in pool.run_all(_line, cells, chosen.jobs, lambda _: None):
+            if line is None:
+                continue
+            with chosen.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{cell.variant.name}, seed {cell.seed}: {line['accuracies'] or line['error']}", flush=True)
+
+    keep(plan.norms())
+    if best := best_of(read(chosen.output)):
+        keep(plan.around(best))
+
+
+def _task(cell: Cell) -> tuple[Task, Protocol]:
+    """What is condensed, and how it is judged."""
+    plan, project = cell.plan, Project.open({"home": cell.home})
     data = load(plan.dataset, project.paths.data, project.paths.raw).held_out(HELD_OUT)
     network = build_network(plan.network, data.shape, data.num_classes)
-    paths = sorted((project.paths.experts / chosen.store).glob("expert-*.safetensors"))
-    experts = Experts(tuple(open_trajectory(path) for path in paths))
+    paths = sorted((project.paths.experts / cell.store).glob("expert-*.safetensors"))
+    experts = Experts(tuple(open_trajectory(path) for path in paths[: cell.variant.experts or None]))
     stored = build("latent", Frame(data.num_classes, 1, data.shape), {})
     task = Task(data, network, stored, experts, torch.device(plan.device), 512, plan.device == "cuda")
-    protocol = find(project, "dsa").with_epochs(plan.variant_epochs)
-    for variant, seed in _cells(plan, chosen.output):
-        known = {(line["name"], line["seed"]) for line in read(chosen.output)}
-        if (variant.name, seed) in known:
-            continue
-        line = _line(plan, task, protocol, variant, seed, deadline)
-        if line is None:
-            return
-        with chosen.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{variant.name}, seed {seed}: {line['accuracies'] or line['error']}", flush=True)
+    return task, find(project, "dsa").with_epochs(plan.variant_epochs)
 
 
-def _cells(plan: Plan, path: Path) -> Iterator[tuple[Variant, int]]:
-    """Variants and seeds: all norms with the first seed, and so on; then what is around the best of them."""
-    for seed in range(plan.variant_seeds):
-        for variant in plan.norms():
-            yield variant, seed
-    best = best_of(read(path))
-    for seed in range(plan.variant_seeds):
-        for variant in plan.around(best) if best else ():
-            yield variant, seed
-
-
-def _line(
-    plan: Plan, task: Task, protocol: Protocol, variant: Variant, seed: int, deadline: float
-) -> dict[str, Any] | None:
+def _line(cell: Cell, _: pool.Report) -> dict[str, Any] | None:
     """One variant condensed and scored; None when time is up before it is done."""
-    begun, options = time.monotonic(), {**plan.options.get("esp", {}), **variant.options, "steps": plan.variant_steps}
+    begun, plan, variant = time.monotonic(), cell.plan, cell.variant
+    if begun > cell.deadline:
+        return None
+    options = {**plan.options.get("esp", {}), **variant.options, "steps": plan.variant_steps}
+    task, protocol = _task(cell)
     assert task.experts is not None
-    trajectories = task.experts.trajectories[: variant.experts or None]
-    task = replace(task, experts=Experts(trajectories)) if variant.experts else task
     method = ESP(start_max=plan.start_max(options["segment"]), **options)
     found: list[float] = []
     error, inside = "", None
     state: State = {}
     try:
-        for latest, metrics in condense(method, task, seed):
+        for latest, metrics in condense(method, task, cell.seed):
             state, inside = latest, metrics.get("inside")
-            if time.monotonic() > deadline:
+            if time.monotonic() > cell.deadline:
                 return None
         with torch.no_grad():
             images = decode_all(task.parametrisation, synthetic_parameters(state))
@@ -100,8 +121,9 @@ def _line(
     except DivergedError as diverged:
         error = diverged.message
     return {
-        "what": variant.what, "name": variant.name, "options": variant.options, "experts": len(trajectories),
-        "seed": seed, "steps": plan.variant_steps, "protocol": protocol.name,
+        "what": variant.what, "name": variant.name, "options": variant.options,
+        "experts": len(task.experts.trajectories), "seed": cell.seed, "steps": plan.variant_steps,
+        "protocol": protocol.name, "network": plan.network, "dataset": plan.dataset,
         "judge": f"held-out {HELD_OUT:g} of the training images", "accuracies": found,
         "inside": None if error or inside is None else float(inside), "error": error,
         "seconds": time.monotonic() - begun,
@@ -150,7 +172,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         count = f"{len(values)} x {max(len(line['accuracies']) for line in of)}"
         rows.append(f"| {of[0]['what']} | {name} | {100 * statistics.fmean(values):.1f}{spread} | {count} | {share} |")
     first = lines[0]
-    rows += ["", f"ESP with {first['steps']} steps, protocol {first['protocol']}, scored on {first['judge']}, which "
+    rows += ["", f"ESP on {first['dataset']}, one image per class, {first['network']}, {first['experts']} experts, "
+             f"{first['steps']} steps, protocol {first['protocol']}, scored on {first['judge']}, which "
              "neither the set nor the experts have seen. Mean ± standard deviation over seeds of the condensation; "
              "inside: length of the projected gradient over that of the gradient, at the last step."]  # fmt: skip
     return "\n".join(rows) + "\n"
