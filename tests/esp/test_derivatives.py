@@ -121,6 +121,32 @@ def test_mixed_pullback_is_double_backward(network: Network, batch: tuple[Tensor
     torch.testing.assert_close(still, plain, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_mixed_derivatives_are_differences_of_gradients(
+    network: Network, batch: tuple[Tensor, Tensor, Tensor], loss: str
+) -> None:
+    theta, images, targets = batch
+    generator = torch.Generator().manual_seed(3)
+    direction = torch.randn(len(theta), generator=generator, dtype=torch.float64)
+    weights = torch.randn(6, network.features, generator=generator, dtype=torch.float64)
+    move, turn = 1e-5 * torch.randn(images.shape, generator=generator, dtype=torch.float64), 1e-5 * direction.flip(0)
+    derivatives = Derivatives(network, loss)
+
+    def value(theta: Tensor, images: Tensor, weigh: float) -> Tensor:
+        gradient, features, _ = derivatives.parameter_gradient(theta, images, targets)
+        return gradient @ direction + weigh * (features * weights).sum()
+
+    found = (derivatives.mixed_pullback(theta, direction, images, targets, weights) * move).sum()
+    expected = (value(theta, images + move, 1) - value(theta, images - move, 1)) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    along, on_theta, on_images = derivatives.adjoint(theta, direction, images, targets)
+    torch.testing.assert_close(along, value(theta, images, 0), rtol=1e-10, atol=0)
+    expected = (value(theta, images + move, 0) - value(theta, images - move, 0)) / 2
+    torch.testing.assert_close((on_images * move).sum(), expected, rtol=1e-6, atol=0)
+    expected = (value(theta + turn, images, 0) - value(theta - turn, images, 0)) / 2
+    torch.testing.assert_close(on_theta @ turn, expected, rtol=1e-6, atol=0)
+
+
 def start(task: Task, method: ESP) -> State:
     """The state before the first step, in float64."""
     state = next(condense(method, task, seed=3))[0]
@@ -254,3 +280,6 @@ def test_compiled_derivatives_are_the_eager_ones() -> None:
     found = compiled.mixed_pullback(theta, direction, images, targets, weights)
     expected = eager.mixed_pullback(theta, direction, images, targets, weights)
     assert (found - expected).norm() < 1e-4 * expected.norm()
+    pairs = zip(*(one.adjoint(theta, direction, images, targets) for one in (compiled, eager)), strict=True)
+    for found, expected in pairs:
+        assert (found - expected).norm() < 1e-4 * expected.norm()
