@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ STEP_SECONDS = 0.003
 """A step takes a CPU no less, however small the network: so much it takes to start its operations."""
 FILLED = 0.7
 """The part of a GPU's free memory that a stack is made for; what it needs is an estimate."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of glibc's malloc.h."""
 HELD_BYTES = 2 * 10**9
 """Of the trajectories that are in training, so that an interrupt does not take long to save them."""
 
@@ -45,13 +48,14 @@ class Compute:
     compile: bool
 
     def apply(self) -> torch.device:
-        """Set the threads of this process, forget its peak of memory, and return the device.
+        """Set threads and memory of this process, forget its peak of memory, and return the device.
 
         Raises:
             InputError: the device is not there.
         """
         device = _present(self.device)
         torch.set_num_threads(self.threads)
+        keep_memory()
         _forget_peak(device)
         return device
 
@@ -161,6 +165,20 @@ def peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that tensors free, unless the user set up glibc's malloc otherwise.
+
+    By itself glibc gives blocks above 32 MB back to the system at once, and the next tensor of that size takes them
+    anew, zeroed page by page: a third of the time of a training step on 256 images.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another library of C
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _forget_peak(device: torch.device) -> None:
