@@ -25,6 +25,7 @@ from bench import listings, memory, segments, step, training, unrolled
 from bench.measure import Row
 from bench.setting import SIZES, Size
 from esp import files
+from espctl.jobs.compute import keep_memory
 
 PARTS: dict[str, Callable[[Size, torch.device], Any]] = {
     "step": step.run,
@@ -46,6 +47,7 @@ def main() -> None:
     if unknown := [part for part in chosen.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: choose of {', '.join(PARTS)}")
     size, device = SIZES[chosen.size], torch.device("cuda" if chosen.size == "cuda" else "cpu")
+    keep_memory()
     facts = _facts(size, device)
     path = chosen.output / f"{facts['date']}-{device.type}-{facts['commit']}-bench.json"
     rows, points = _before(path, size, chosen.parts or list(PARTS))

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from espctl.jobs.compute import keep_memory
+
 MAPPED = "MALLOC_MMAP_THRESHOLD_"
 
 
@@ -100,7 +102,7 @@ def plain_row(part: str, what: str, unit: str, values: list[float], target: floa
 
 
 def isolated(function: Callable[..., Any], *arguments: Any, tight: bool = False) -> Any:
-    """The value of a module-level function, computed in a fresh process.
+    """The value of a module-level function, computed in a fresh process that treats memory as `espctl` does.
 
     Args:
         tight: whether glibc gives every block of 64 KiB and more back to the system when it is freed.
@@ -109,7 +111,8 @@ def isolated(function: Callable[..., Any], *arguments: Any, tight: bool = False)
     if tight:
         os.environ[MAPPED] = "65536"  # read by the fresh process before it runs any code of ours
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        begin = None if tight else keep_memory
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin) as pool:
             return pool.submit(function, *arguments).result()
     finally:
         if tight:

@@ -1,4 +1,4 @@
-"""(a) The ESP step: reverse over forward against double backward and against a plain training step; time."""
+"""(a) The ESP step against a plain training step, and its derivatives against other ways to them; time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.func import grad, jvp
 
 from bench.measure import Row, pairs
 from bench.setting import Size, task
 from esp.core import Task
-from esp.derivatives import loss_sum
+from esp.derivatives import loss_slope, loss_sum
 from esp.methods.esp import ESP
 from esp.parametrisation import decode_all
 from esp.rng import Key
@@ -34,21 +36,23 @@ def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
         plain = _plain(made)
         alone = _stepper(made, ESP(dm=0.0, inner_loss="ce"))
         whole = _stepper(made, ESP(inner_loss="ce", real_batch=size.real_batch))
-        one = pairs(
+        first = pairs(
             "step", "ESP step on the synthetic set", alone, "a training step on the same images", plain, device,
             repeats, 3.0 if compiled else None, setting,
         )  # fmt: skip
         real = f"{size.real_batch} real images per class"
         rows += [
-            one,
+            first,
             pairs("step", f"ESP step with L_DM on {real}", whole, "a training step on the synthetic images alone",
                   plain, device, repeats, None, setting),
         ]  # fmt: skip
-        mixed, double = _both_derivatives(made)
-        rows.append(
-            pairs("step", f"reverse over forward, {how}", mixed, "double backward, eager", double, device,
-                  repeats, 0.4 if compiled else None, f"{size.network}, one chunk of {size.chunk} images"),
-        )  # fmt: skip
+        both, double, forward = _derivatives(made)
+        what, one = f"gradient and mixed derivative, {how}", f"{size.network}, one chunk of {size.chunk} images"
+        rows += [
+            pairs("step", what, both, "double backward, eager", double, device, repeats, 0.4 if compiled else None,
+                  one),
+            pairs("step", what, both, f"with reverse over forward, {how}", forward, device, repeats, None, one),
+        ]  # fmt: skip
     return rows
 
 
@@ -97,8 +101,12 @@ def _plain(made: Task) -> Callable[[], object]:
     return step
 
 
-def _both_derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Gradient and mixed derivative of one chunk: ours, and by backpropagating through the backward pass."""
+def _derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+    """Gradient and mixed derivative of one chunk, all images at once in each.
+
+    Ours; by backpropagating through the backward pass, with one graph; and with the derivative along the direction
+    taken forwards, then in reverse.
+    """
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(made.chunk, *made.data.shape, generator=generator).to(made.device)
     rows = torch.arange(made.chunk) % made.network.classes
@@ -117,4 +125,15 @@ def _both_derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], ob
         (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
         return torch.autograd.grad((gradient * direction).sum(), x)
 
-    return ours, double
+    def along(x: Tensor) -> Tensor:
+        outputs = jvp(lambda t: made.network(t, x)[1], (theta,), (direction,))
+        slope: Tensor = (loss_slope(outputs[0], targets, "ce") * outputs[1]).sum()
+        return slope
+
+    reverse = torch.compile(grad(along), dynamic=False) if made.compile else grad(along)
+
+    def forward() -> object:
+        made.derivatives().parameter_gradient(theta, images, targets)
+        return reverse(images)
+
+    return ours, double, forward

@@ -55,13 +55,13 @@ class Paths:
 class Compute:
     """The device and how work is cut up for it.
 
-    `chunk` in images, `stack` in networks, 0 for what fits; `checkpoint_every` in seconds.
+    `chunk` in images, `stack` in networks, 0 for what suits the device; `checkpoint_every` in seconds.
     """
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
-    chunk: _Count = 512
+    chunk: Annotated[int, Field(ge=0)] = 0
     stack: Annotated[int, Field(ge=0, le=100_000)] = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 60.0
 

@@ -19,6 +19,7 @@ from espctl import settings
 
 # An eager CPU core does about this much; a step that runs for minutes pays for half a minute of compilation.
 FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
+CHUNK = {"cpu": 64, "cuda": 512}  # images; more need memory and save no time
 WORTH_COMPILING = 240.0  # seconds
 WORTH_PROCESSES = 30.0  # seconds; a process needs a few of them to begin
 STEP_SECONDS = 0.003
@@ -97,7 +98,7 @@ def resolve(chosen: settings.Compute, flops: float, jobs: int = 1) -> Compute:
         # Inductor needs a C++ compiler on a CPU and Triton's on a GPU.
         able = any(shutil.which(name) for name in ("c++", "g++", "clang++", "gcc"))
         compiled = able and flops / (FLOPS_PER_SECOND[kind] * (threads if kind == "cpu" else 1)) > WORTH_COMPILING
-    return Compute(device, threads, chosen.chunk, compiled)
+    return Compute(device, threads, chosen.chunk or CHUNK[kind], compiled)
 
 
 def stack_of(
@@ -173,17 +174,19 @@ def keep_memory() -> None:
     By itself glibc gives blocks above 32 MB back to the system at once, and the next tensor of that size takes them
     anew, zeroed page by page: a third of the time of a training step on 256 images.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith(("MALLOC_MMAP_", "MALLOC_TRIM_")) for name in os.environ):
         return
-    with contextlib.suppress(OSError, AttributeError):  # another library of C
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    with contextlib.suppress(OSError, AttributeError):  # a library of C that is not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _forget_peak(device: torch.device) -> None:
     """One process may do many runs, and what an earlier one held is none of this one's cost."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

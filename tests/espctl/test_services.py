@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -171,7 +172,8 @@ def test_every_auto_of_the_compute_settings_is_resolved() -> None:
     found = compute.resolve(Compute(), 1.0)
     assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert found.threads == len(os.sched_getaffinity(0))
-    assert (found.chunk, found.compile) == (512, False)
+    assert (found.chunk, found.compile) == (512 if found.device == "cuda" else 64, False)
+    assert compute.resolve(Compute(device="cpu", chunk=7), 1.0).chunk == 7
     assert compute.resolve(Compute(device="cpu"), 1.0, jobs=10_000).threads == 1
     assert compute.resolve(Compute(device="cpu", threads=3), 1.0, jobs=2).threads == 3
     for choice, wanted in (("on", True), ("off", False)):
@@ -210,6 +212,25 @@ def test_peak_memory_begins_with_the_work() -> None:
     assert compute.peak_memory(device) > before + 250e6
     del held
     assert compute.peak_memory(compute.Compute("cpu", 1, 512, False).apply()) < before + 150e6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "65536"}, False)])
+def test_freed_memory_is_kept_unless_the_user_says_otherwise(chosen: dict[str, str], kept: bool) -> None:
+    program = """
+import resource, torch
+from espctl.jobs.compute import Compute
+Compute("cpu", 1, 1, False).apply()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(100_000_000, dtype=torch.uint8).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environ, **chosen}, capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) < 40) is kept, "pages taken anew, of 24,400, or of 48 huge ones"
 
 
 def test_peak_memory_is_that_of_this_process() -> None:

@@ -145,7 +145,7 @@ def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("[experts]\nlr = nan", "'experts.lr' from {file} cannot be nan: it should be a finite number", "correct"),
         ("[paths]\nruns = ['a']", "'paths.runs' in {file} must be text", "correct"),
         ("home = {a = 1}", "'home' in {file} must be text", "correct"),
-        ("[compute]\nchunk = 0", "'compute.chunk' from {file} cannot be 0: it should be greater", "correct"),
+        ("[experts]\nepochs = 0", "'experts.epochs' from {file} cannot be 0: it should be greater", "correct"),
         ("[compute]\ndevice = 'tpu'", "cannot be 'tpu': it should be auto, cpu, cuda, or cuda:N", "correct"),
         ("[compute\ndevice = 'cpu'", "{file} is not valid TOML: ", "correct"),
         ("[compute]\nchunk = \n", "(at line 2, column 9)", "correct"),
