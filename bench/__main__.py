@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import listings, memory, segments, step, training, unrolled
+from bench import epoch, listings, memory, segments, step, training, unrolled
 from bench.measure import Row
 from bench.setting import SIZES, Size
 from esp import files
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[Size, torch.device], Any]] = {
     "step": step.run,
     "memory": memory.run,
     "unrolled": unrolled.run,
+    "epoch": epoch.run,
     "training": training.run,
     "segments": segments.run,
     "listings": listings.run,

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from espctl.jobs.compute import keep_memory
 
 MAPPED = "MALLOC_MMAP_THRESHOLD_"
+Memory = Literal["kept", "freed", "tight"]
 
 
 @dataclass
@@ -101,21 +102,22 @@ def plain_row(part: str, what: str, unit: str, values: list[float], target: floa
     )  # fmt: skip
 
 
-def isolated(function: Callable[..., Any], *arguments: Any, tight: bool = False) -> Any:
-    """The value of a module-level function, computed in a fresh process that treats memory as `espctl` does.
+def isolated(function: Callable[..., Any], *arguments: Any, memory: Memory = "kept") -> Any:
+    """The value of a module-level function, computed in a fresh process.
 
     Args:
-        tight: whether glibc gives every block of 64 KiB and more back to the system when it is freed.
+        memory: what becomes of freed memory: `kept` as `espctl` does, `freed` by glibc's own rules, or `tight`: every
+            block of 64 KiB and more goes back to the system at once.
     """
     before = os.environ.get(MAPPED)
-    if tight:
+    if memory == "tight":
         os.environ[MAPPED] = "65536"  # read by the fresh process before it runs any code of ours
+    begin = keep_memory if memory == "kept" else None
     try:
-        begin = None if tight else keep_memory
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin) as pool:
             return pool.submit(function, *arguments).result()
     finally:
-        if tight:
+        if memory == "tight":
             os.environ.pop(MAPPED)
             os.environ.update({MAPPED: before} if before else {})
 

@@ -28,9 +28,9 @@ def run(size: Size, device: torch.device) -> list[Row]:
     name, network = str(device), size.narrow
 
     def peaks(ipc: int, steps: int, repeats: int = REPEATS) -> list[float]:
-        return [isolated(_peak_step, network, ipc, size.chunk, name, steps, tight=True) for _ in range(repeats)]
+        return [isolated(_peak_step, network, ipc, size.chunk, name, steps, memory="tight") for _ in range(repeats)]
 
-    plain = [isolated(_peak_plain, network, size.chunk, name, tight=True) for _ in range(REPEATS)]
+    plain = [isolated(_peak_plain, network, size.chunk, name, memory="tight") for _ in range(REPEATS)]
     one, ten, fifty, long = peaks(1, 1), peaks(10, 1), peaks(50, 1, LONG_REPEATS), peaks(1, 50, LONG_REPEATS)
     setting = f"{network}, chunks of {size.chunk}, eager"
 

@@ -112,7 +112,7 @@ def _mtt(network: str, ipc: int, steps: int, chunk: int, device: str) -> tuple[f
 def _esp(size: Size, ipc: int, steps: int, device: str) -> tuple[float, int]:
     """Time and memory in processes of their own: the steps before the one that is measured have grown the heap."""
     asked = size.narrow, ipc, steps, size.chunk, size.real_batch, device
-    return isolated(_esp_update, *asked)[0], isolated(_esp_update, *asked, tight=True)[1]
+    return isolated(_esp_update, *asked)[0], isolated(_esp_update, *asked, memory="tight")[1]
 
 
 def _esp_update(network: str, ipc: int, steps: int, chunk: int, real: int, device: str) -> tuple[float, int]:

@@ -25,7 +25,7 @@ class Norm(nn.Module):
     """Instance or group normalisation with a scale and a shift for each channel.
 
     Eager code takes torch's fused kernel. Under the compiler it is written with means: that fuses as well, and the
-    forward-mode derivative of `F.group_norm` would stay slow there.
+    forward-mode derivative of `F.group_norm`, which MTT takes, would stay slow there.
     """
 
     def __init__(self, channels: int, groups: int, eps: float = 1e-5) -> None:
