@@ -67,9 +67,11 @@ def main() -> None:
 def _facts(size: Size, device: torch.device) -> dict[str, Any]:
     """When, where and of what it is measured."""
     commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "esp", "espctl") else "")
+    now = datetime.now(UTC)
     return {
-        "date": datetime.now(UTC).date().isoformat(), "device": _device(device), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "python": platform.python_version(), "commit": commit, "size": size.name,
+        "date": now.date().isoformat(), "at": now.isoformat(timespec="seconds"), "device": _device(device),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "commit": commit, "size": size.name,
     }  # fmt: skip
 
 

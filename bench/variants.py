@@ -161,22 +161,42 @@ def best_of(lines: Sequence[dict[str, Any]], what: str = "norm") -> Options:
     return options
 
 
+def gains(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Variant of the norm -> by how much its accuracy is above that without L_Proj, with each seed that both have."""
+    scores = {(line["name"], line["seed"]): means([line])[line["name"]][0] for line in lines if line["what"] == "norm"}
+    bases = {line["options"]["dm_reduction"]: line["name"] for line in lines if line["options"].get("beta") == 0}
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        base = bases.get(line["options"].get("dm_reduction"))
+        if line["what"] == "norm" and line["name"] != base and (base, line["seed"]) in scores:
+            gain = scores[line["name"], line["seed"]] - scores[str(base), line["seed"]]
+            found.setdefault(line["name"], []).append(gain)
+    return found
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation over seeds of every variant, in percent."""
-    rows = ["| ablation | variant | held-out accuracy % | seeds x networks | inside |", "| --- " * 5 + "|"]
+    head = "| ablation | variant | held-out accuracy % | seeds x networks | above no L_Proj | inside |"
+    rows, gained = [head, "| --- " * 6 + "|"], gains(lines)
     for name, values in means(lines).items():
         of = [line for line in lines if line["name"] == name]
-        spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
         inside = [line["inside"] for line in of if line["inside"] is not None]
-        share = f"{statistics.fmean(inside):.2f}" if inside else "diverged"
+        share = f"{statistics.fmean(inside):.3f}" if inside else "diverged"
         count = f"{len(values)} x {max(len(line['accuracies']) for line in of)}"
-        rows.append(f"| {of[0]['what']} | {name} | {100 * statistics.fmean(values):.1f}{spread} | {count} | {share} |")
+        above = _percent(gained[name], "+") if name in gained else ""
+        rows.append(f"| {of[0]['what']} | {name} | {_percent(values)} | {count} | {above} | {share} |")
     first = lines[0]
     rows += ["", f"ESP on {first['dataset']}, one image per class, {first['network']}, {first['experts']} experts, "
              f"{first['steps']} steps, protocol {first['protocol']}, scored on {first['judge']}, which "
-             "neither the set nor the experts have seen. Mean ± standard deviation over seeds of the condensation; "
-             "inside: length of the projected gradient over that of the gradient, at the last step."]  # fmt: skip
+             "neither the set nor the experts have seen. Mean ± standard deviation over seeds of the condensation. "
+             "Above no L_Proj: the difference to the row without it and with the same L_DM, seed by seed. "
+             "Inside: length of the projected gradient over that of the gradient, at the last step."]  # fmt: skip
     return "\n".join(rows) + "\n"
+
+
+def _percent(values: Sequence[float], sign: str = "") -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):{sign}.1f}{spread}"
 
 
 if __name__ == "__main__":

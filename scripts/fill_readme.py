@@ -4,7 +4,7 @@
 
 A block begins with `<!-- from results/FILE -->` and ends with `<!-- end -->`. A Markdown file is put in as it is, any
 other text as a code block. Of benches, as in `results/*-cpu-*-bench.json`, it is the table of what is to be reached,
-with each part from the newest file that has it. Nothing is changed where there is no such file yet. `--check`
+with each part from the last that measured it. Nothing is changed where there is no such file yet. `--check`
 changes nothing at all and fails when a block differs from its file.
 """
 
@@ -41,7 +41,8 @@ def bench_table(benches: list[dict[str, Any]]) -> str:
     """Markdown of the rows that have a bound, each part of the last bench that has it, and where it was measured."""
     head = "| | what | against | ours | theirs | ratio or value (range, n) | at most | reached | measured on |"
     lines = [head, "| --- " * 9 + "|"]
-    newest = {row["measured_by"]: bench for bench in benches for row in bench["rows"]}
+    ordered = sorted(benches, key=lambda bench: str(bench.get("at", bench["date"])))
+    newest = {row["measured_by"]: bench for bench in ordered for row in bench["rows"]}
     for part, bench in newest.items():
         rows = [row for row in bench["rows"] if row["measured_by"] == part]
         lines += [_line(row) for row in rows if row["target"] is not None]

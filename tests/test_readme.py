@@ -43,8 +43,8 @@ def test_the_newest_bench_is_shown_by_its_bounds(tmp_path: Path) -> None:
     bench = {**told, "rows": [row, alone, {**row, "what": "unbounded", "target": None}]}
     other = {**row, "what": "other", "measured_by": "memory"}
     before = {**told, "commit": "9", "rows": [{**row, "what": "measured again"}, other]}
-    (tmp_path / "results" / "2026-01-02-cpu-0-bench.json").write_text(json.dumps(bench))
-    (tmp_path / "results" / "2026-01-01-cpu-9-bench.json").write_text(json.dumps(before))
+    (tmp_path / "results" / "2026-01-02-cpu-0-bench.json").write_text(json.dumps({**bench, "at": "2026-01-02T03:04"}))
+    (tmp_path / "results" / "2026-01-02-cpu-9-bench.json").write_text(json.dumps(before))
     found = _script().fill(old, tmp_path)
     assert "| p | a | b | 50 ms | 0.1 s | 0.5 (0.4 to 0.6, 7) | 0.4 | **no** | n |" in found
     assert "| p | c |  | 50 ms |  | 50 ms (0.4 s to 0.6 s, 7) | 0.2 s | yes | n |" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,21 @@ class Bench:
 
 
 def find(folder: Path) -> Path:
-    """The newest bench under `results` of a folder, by name, that measured this.
+    """The bench under `results` of a folder that measured this last.
 
     Raises:
         InputError: there is none.
     """
-    benches = sorted(folder.glob("results/*bench*.json"))
-    found = [path for path in benches if b'"inner_steps"' in path.read_bytes()]
+    found = [path for path in folder.glob("results/*bench*.json") if b'"inner_steps"' in path.read_bytes()]
     if not found:
         raise InputError("there is no bench under results", f"measure one with: {COMMAND}; or give --bench FILE")
-    return found[-1]
+    return max(found, key=_when)
+
+
+def _when(path: Path) -> tuple[str, str]:
+    """When a bench was made, as it says itself or as its name does."""
+    at = re.search(rb'"at": "([^"]+)"', path.read_bytes())
+    return at[1].decode(errors="replace") if at else path.name, path.name
 
 
 def load(path: Path) -> Bench:
