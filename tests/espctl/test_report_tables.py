@@ -262,8 +262,8 @@ def test_figure7_reads_a_bench(ledger: Any, tmp_path: Path, monkeypatch: pytest.
         write(tmp_path / "results" / name, body)
     (tmp_path / "results" / "3-bench.json").write_bytes(b"\xff is no text")
     assert "that one" in ledger("report figure7").out, "the newest that has points"
-    write(tmp_path / "results" / "0-bench.json", {"at": "2026-01-02T03:04", "device": "this", "figure7": [point]})
-    assert "this" in ledger("report figure7").out, "it says itself when it was made"
+    write(tmp_path / "results" / "0-bench.json", {"at": "2026-01-02T03:04", "device": "the later", "figure7": [point]})
+    assert "the later" in ledger("report figure7").out, "it says itself when it was made"
     bodies: list[Any] = [[], {"rows": []}, [{"method": "mtt"}], 3, {"figure7": 3}]
     for body in bodies:
         write(bench, body)
