@@ -28,7 +28,7 @@ def files(home: Path) -> dict[str, float]:
 
 def test_a_profile_adds_up_and_leaves_a_trace_alone(project: Any) -> None:
     before = files(project.home)
-    found = project(f"{ESP} --profile --json").json
+    found = project(f"{ESP} --profile --chunk 512 --json").json
     trace = Path(found["trace"])
     after = files(project.home)
     assert after.pop(str(trace.relative_to(project.home)))
