@@ -51,8 +51,9 @@ def fail(item, report):
         raise UnknownNameError("thing", "blue", ["blau"])
     time.sleep(60)
 
-def die(item, report):
-    os.kill(os.getpid(), 9)
+def die(number, report):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
 
 def endless(folder, report):
     try:
@@ -110,8 +111,10 @@ def test_an_error_travels_whole_and_stops_the_rest(work: Any) -> None:
 
 def test_a_killed_worker_is_a_sentence(work: Any) -> None:
     with pytest.raises(RunError, match=r"a process was killed \(signal 9\)") as caught:
-        list(pool.run_all(work.die, [0, 1, 2], 2, lambda _: None))
+        list(pool.run_all(work.die, [signal.SIGKILL] * 3, 2, lambda _: None))
     assert "--jobs 1" in str(caught.value.hint)
+    with pytest.raises(Interrupted):
+        list(pool.run_all(work.die, [signal.SIGTERM] * 3, 2, lambda _: None))
 
 
 @pytest.mark.parametrize(
