@@ -172,8 +172,8 @@ def keep_memory() -> None:
     """Have this process keep the memory that tensors free, unless the user set up glibc's malloc otherwise.
 
     By itself glibc gives blocks above 32 MB back to the system at once, and the next tensor of that size takes them
-    anew, zeroed page by page. An epoch of ConvNet-3 in batches of 256 spent more than half of its processor time on
-    that (`make bench`). What is held grows by a third, as freed blocks are not always found again.
+    anew, zeroed page by page: a third of the time of an epoch of ConvNet-3 (`python -m bench epoch`). What is held
+    grows by a third, as freed blocks are not always found again.
     """
     if any(name.startswith(("MALLOC_MMAP_", "MALLOC_TRIM_")) for name in os.environ):
         return

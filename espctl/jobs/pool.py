@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 from espctl.errors import Interrupted, RunError, exit_code, translate
@@ -131,14 +132,13 @@ class Workers(Generic[T]):
             process.start()
             self._processes[ours] = process
         theirs.close()  # else its end would stay open with this process, and its death would not be seen
-        self.give(ours, self._work)
         self.give(ours, item)
         return ours
 
-    def give(self, worker: Connection, item: Any) -> None:
+    def give(self, worker: Connection, item: T) -> None:
         """Send a worker that has nothing to do its next item."""
         with contextlib.suppress(OSError):  # it was killed, which `messages` will say
-            worker.send(item)
+            worker.send((self._work, item))
 
     def dismiss(self, worker: Connection) -> None:
         """Let a worker go that has nothing to do."""
@@ -174,16 +174,37 @@ class Workers(Generic[T]):
 
 
 def _live(connection: Connection) -> None:
-    """The life of a worker: it receives what to do, then items, until there are no more."""
+    """The life of a worker: it receives work with an item, until there is no more."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Whoever started this process needs it no more, or is gone; or an interrupt came when all was done already.
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        work = connection.recv()
-        while True:
-            item = connection.recv()
+    with contextlib.suppress(KeyboardInterrupt):  # one that came when an item was done already
+        while (packed := _received(connection)) is not None:
+            try:
+                work, item = ForkingPickler.loads(packed)  # here modules are imported
+            except Exception as error:
+                _send(connection, translate(error))
+                return
             with signals.held():
-                connection.send(_outcome(work, item, connection))
+                _send(connection, _outcome(work, item, connection))
+
+
+def _received(connection: Connection) -> bytes | None:
+    """What to do next; None when whoever started this process needs it no more, or is gone."""
+    try:
+        return connection.recv_bytes()
+    except (EOFError, OSError):
+        return None
+
+
+def _send(connection: Connection, outcome: Done | BaseException) -> None:
+    """Send an outcome, or why it cannot cross processes; nothing where nobody is left to hear it."""
+    with contextlib.suppress(OSError):
+        try:
+            connection.send(outcome)
+        except OSError:
+            raise
+        except Exception as error:
+            connection.send(translate(error))
 
 
 def _end_with_parent() -> None:

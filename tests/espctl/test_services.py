@@ -51,6 +51,16 @@ def fail(item, report):
         raise UnknownNameError("thing", "blue", ["blau"])
     time.sleep(60)
 
+def unsendable(item, report):
+    return lambda: item
+
+class Absent:  # cannot be made anew in a worker
+    def __reduce__(self):
+        return _raise, ()
+
+def _raise():
+    raise OSError(2, "No such library", "libx.so")
+
 def die(number, report):
     os.kill(os.getpid(), number)
     time.sleep(60)
@@ -115,6 +125,13 @@ def test_a_killed_worker_is_a_sentence(work: Any) -> None:
     assert "--jobs 1" in str(caught.value.hint)
     with pytest.raises(Interrupted):
         list(pool.run_all(work.die, [signal.SIGTERM] * 3, 2, lambda _: None))
+
+
+def test_what_cannot_cross_processes_is_said(work: Any) -> None:
+    with pytest.raises(EspError, match="pickle"):
+        list(pool.run_all(work.unsendable, [0, 1], 2, lambda _: None))
+    with pytest.raises(EspError, match=r"libx\.so"):
+        list(pool.run_all(work.square, [work.Absent(), work.Absent()], 2, lambda _: None))
 
 
 @pytest.mark.parametrize(
