@@ -12,13 +12,14 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.campaign import PLANS, Options, Plan, Variant
+from bench.campaign import PLANS, Options, Variant
 from esp.core import State, Task, condense, synthetic_parameters
 from esp.data.store import load
 from esp.errors import DivergedError
@@ -29,6 +30,7 @@ from esp.parametrisation import Frame, build, decode_all
 from esp.recipes import Protocol
 from esp.trajectory import Experts, open_trajectory
 from espctl.jobs import pool
+from espctl.jobs.compute import CHUNK
 from espctl.services.project import Project
 from espctl.services.protocols import find
 
@@ -45,11 +47,6 @@ class Cell:
     variant: Variant
     seed: int
     deadline: float
-
-    @property
-    def plan(self) -> Plan:
-        """How large everything is."""
-        return PLANS[self.size]
 
 
 def main() -> None:
@@ -84,26 +81,29 @@ def main() -> None:
         keep(plan.around(best))
 
 
-def _task(cell: Cell) -> tuple[Task, Protocol]:
-    """What is condensed, and how it is judged."""
-    plan, project = cell.plan, Project.open({"home": cell.home})
+@cache
+def _task(size: str, home: Path, store: str) -> tuple[Task, Protocol]:
+    """What is condensed, and how it is judged; once in each process, for its programs are compiled once."""
+    plan, project = PLANS[size], Project.open({"home": home})
     data = load(plan.dataset, project.paths.data, project.paths.raw).held_out(HELD_OUT)
     network = build_network(plan.network, data.shape, data.num_classes)
-    paths = sorted((project.paths.experts / cell.store).glob("expert-*.safetensors"))
-    experts = Experts(tuple(open_trajectory(path) for path in paths[: cell.variant.experts or None]))
+    paths = sorted((project.paths.experts / store).glob("expert-*.safetensors"))
+    experts = Experts(tuple(open_trajectory(path) for path in paths))
     stored = build("latent", Frame(data.num_classes, 1, data.shape), {})
-    task = Task(data, network, stored, experts, torch.device(plan.device), 512, plan.device == "cuda")
+    task = Task(data, network, stored, experts, torch.device(plan.device), CHUNK[plan.device], plan.device == "cuda")
     return task, find(project, "dsa").with_epochs(plan.variant_epochs)
 
 
 def _line(cell: Cell, _: pool.Report) -> dict[str, Any] | None:
     """One variant condensed and scored; None when time is up before it is done."""
-    begun, plan, variant = time.monotonic(), cell.plan, cell.variant
+    begun, plan, variant = time.monotonic(), PLANS[cell.size], cell.variant
     if begun > cell.deadline:
         return None
     options = {**plan.options.get("esp", {}), **variant.options, "steps": plan.variant_steps}
-    task, protocol = _task(cell)
+    task, protocol = _task(cell.size, cell.home, cell.store)
     assert task.experts is not None
+    if variant.experts:
+        task = replace(task, experts=Experts(task.experts.trajectories[: variant.experts]))
     method = ESP(start_max=plan.start_max(options["segment"]), **options)
     found: list[float] = []
     error, inside = "", None
