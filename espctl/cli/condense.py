@@ -155,8 +155,8 @@ def _make(project: Any, request: Any, again: bool) -> None:
 
     prepared = service.prepare(project, request)
     known = service.existing(project, prepared)
-    if known and not again and not service.is_begun(project, known):
-        _known(project, known)
+    if known and not again and (run := service.at_rest(project, known.id)):
+        _known(project, run)
         return
     on_wait = outcome.waiting(project.settings.output.quiet)
     _carry_out(

@@ -56,16 +56,21 @@ def hold(folder: Path, shared: bool = False, wait: float | None = GLANCE, on_wai
         yield
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works on a run."""
-    try:
-        with (folder / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+@contextlib.contextmanager
+def glance(folder: Path) -> Iterator[bool]:
+    """Whether nobody works on a run; if so, nobody begins to within the block: what is read there holds together.
+
+    A run whose state is read before or after such a look may have ended, or begun, in between.
+    """
+    with contextlib.ExitStack() as stack:
+        free = True
+        try:
+            fcntl.flock(stack.enter_context((folder / "lock").open()), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass  # nobody has ever worked on it
+        except BlockingIOError:
+            free = False
+        yield free
 
 
 @contextlib.contextmanager

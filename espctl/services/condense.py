@@ -208,9 +208,11 @@ def existing(project: Project, prepared: Prepared) -> RunRecord | None:
     return next((run for run in found if run.state == "finished"), found[0] if found else None)
 
 
-def is_begun(project: Project, run: RunRecord) -> bool:
-    """Whether a process is just making a run, or has entered it and not begun."""
-    return run.state == "queued" or (run.state != "finished" and locks.is_held(project.folder_of(run.id)))
+def at_rest(project: Project, run: str) -> RunRecord | None:
+    """A run as it is while nobody works on it; None when a process does, or has entered it and not begun."""
+    with locks.glance(project.folder_of(run)) as free:
+        record = find_run(project, run) if free else None
+    return None if record is None or record.state == "queued" else record
 
 
 def start(

@@ -244,14 +244,15 @@ def _runs(project: Project) -> Iterator[Row]:
 
     counts = {"finished": 0, "running": 0}
     for path in sorted(project.paths.runs.glob("*/request.json")):
-        try:
-            run = folders.read(path.parent, project.home).run
-        except EspError as error:
-            yield Row("runs", "warn", error.message, error.hint or "")
-            continue
+        with locks.glance(path.parent) as free:
+            try:
+                run = folders.read(path.parent, project.home).run
+            except EspError as error:
+                yield Row("runs", "warn", error.message, error.hint or "")
+                continue
         if run.state == "finished":
             counts["finished"] += 1
-        elif locks.is_held(path.parent):
+        elif not free:
             counts["running"] += 1
         else:
             yield Row("runs", "warn", f"{run.id} is {run.state}", f"go on: espctl condense --resume {run.id}")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from espctl.errors import RunError
 from espctl.jobs import locks
-from espctl.services import gc, removal
+from espctl.services import condense, gc, removal
 from espctl.services.project import Project as Opened
 from espctl.store import collect, labels
 from espctl.store import folder as folders
@@ -85,7 +86,8 @@ def test_who_claims_a_file_waits_for_the_other_and_hears_of_it(tmp_path: Path, h
 
 def test_a_held_folder_is_waited_for_as_long_as_was_said(tmp_path: Path, holder: Any) -> None:
     other = holder(tmp_path, "hold")
-    assert locks.is_held(tmp_path)
+    with locks.glance(tmp_path) as free:
+        assert not free
     with pytest.raises(RunError, match="another process is working on"), locks.hold(tmp_path, wait=0.1):
         pass
     with pytest.raises(RunError, match="another process"), locks.hold(tmp_path, shared=True, wait=0.1):
@@ -96,7 +98,10 @@ def test_a_held_folder_is_waited_for_as_long_as_was_said(tmp_path: Path, holder:
         assert told == [tmp_path.name]
         with pytest.raises(RunError, match="another process"), locks.hold(tmp_path, wait=0.0):
             pass
-    assert not locks.is_held(tmp_path)
+    with locks.glance(tmp_path) as free:
+        assert free
+        with pytest.raises(RunError, match="another process"), locks.hold(tmp_path, wait=0.0):
+            pass
     with locks.hold(tmp_path, shared=True), locks.hold(tmp_path, shared=True):
         pass
 
@@ -133,6 +138,16 @@ def test_a_run_that_is_just_being_made_is_waited_for(project: Any, launch: Any, 
     assert "another process is making dm-digits-1-" in done.err or "has done exactly this already" in done.err
     [run] = project.runs("dm")
     assert done.json["id"] == run.name
+
+
+def test_a_run_that_ended_since_it_was_looked_at_is_not_said_to_be_running(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "condense -d digits --ipc 1 -m dm --set steps=1 --set real_batch=8 --json"
+    done = project(words)
+    [run] = store_runs.list_runs(Opened.open({"home": project.home}).store, {"method": "dm"})
+    monkeypatch.setattr(condense, "existing", lambda *_: replace(run, state="running"))
+    assert project(words).json == done.json
 
 
 def is_claimed(folder: Path) -> bool:
