@@ -132,8 +132,9 @@ def take_in(project: Project, source: Path) -> Imported:
         known = [run for run in manifest.runs if _is_here(project, staging, manifest, run)]
         added = [run for run in manifest.runs if run not in known]
         experts = _new_experts(project, staging, manifest)
-        moves = {staging / "runs" / run: project.folder_of(run) for run in added} | experts
-        _move(moves)
+        own = {staging / "runs" / run: project.folder_of(run) for run in added}
+        with _moved(experts), store.write(), _moved(own):  # no run of these names begins meanwhile
+            pass
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     collect.sync_folders(store, [project.folder_of(run) for run in manifest.runs])
@@ -209,8 +210,9 @@ def _new_experts(project: Project, staging: Path, manifest: bundle.Manifest) -> 
     return moves
 
 
-def _move(moves: Mapping[Path, Path]) -> None:
-    """Rename everything into place, or put all of it back."""
+@contextlib.contextmanager
+def _moved(moves: Mapping[Path, Path]) -> Iterator[None]:
+    """Rename everything into place; put all of it back if that, or the block, fails."""
     done: list[tuple[Path, Path]] = []
     try:
         for origin, target in moves.items():
@@ -219,6 +221,7 @@ def _move(moves: Mapping[Path, Path]) -> None:
                 raise RunError(f"{target} was made in the meantime", "run the same command again")
             shutil.move(origin, target) if origin.is_file() else origin.rename(target)
             done.append((origin, target))
+        yield
     except BaseException:
         for origin, target in reversed(done):
             target.rename(origin)

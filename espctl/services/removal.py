@@ -115,18 +115,24 @@ def restore(project: Project, name: str) -> RunRecord:
             return record
         raise
     target = project.folder_of(found.run)
+    with project.store.write():  # no run of this name begins meanwhile
+        _bring_back(found, target, name)
+    sync_folders(project.store, [target])
+    return store_runs.find_run(project.store, found.run)
+
+
+def _bring_back(found: Removed, target: Path, name: str) -> None:
+    again = RunError(f"there is a run {found.run} again", f"remove that one first, or keep {found.folder}")
     if target.exists():
-        raise RunError(f"there is a run {found.run} again", f"remove that one first, or keep {found.folder}")
+        raise again
     try:
         found.folder.rename(target)
     except FileNotFoundError as error:
         raise RunError(f"there is no removed run {name!r} any more", "another process has just restored it") from error
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise RunError(f"there is a run {found.run} again", f"remove that one first, or keep {found.folder}") from error
-    sync_folders(project.store, [target])
-    return store_runs.find_run(project.store, found.run)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise again from error
+        raise
 
 
 def _half_restored(project: Project, name: str) -> RunRecord | None:

@@ -236,6 +236,33 @@ def test_what_gc_is_deleting_cannot_be_restored_by_half(generated: Any, monkeypa
     assert [item.path for item in gc.find(project).items if item.kind == "temporary"] == [left]
 
 
+def test_a_removed_run_does_not_come_back_into_one_that_begins(generated: Any) -> None:
+    project = Opened.open({"home": generated.home})
+    run = esp_run(project)
+    request = json.loads((project.folder_of(run) / "request.json").read_text())
+    [gone] = removal.remove(project, [run])
+    told: list[str] = []
+
+    def restore() -> None:
+        with pytest.raises(RunError) as caught:
+            removal.restore(Opened.open({"home": generated.home}), run)
+        told.append(caught.value.message)
+
+    def write(folder: Path) -> Any:
+        waiting.start()
+        waiting.join(0.3)  # who comes between looking and writing has the time to
+        folder.mkdir()
+        (folder / "request.json").write_text(json.dumps(request))
+        return request
+
+    waiting = threading.Thread(target=restore)
+    store_runs.begin_run(project.store, project.paths.runs, run, request["key"], write, again=True)
+    waiting.join()
+    assert told == [f"there is a run {run} again"]
+    assert gone.trash is not None
+    assert (gone.trash / "outcome.json").is_file()
+
+
 def test_labels_may_change_while_a_run_begins_or_is_exported(generated: Any, tmp_path: Path) -> None:
     project = Opened.open({"home": generated.home})
     run = esp_run(project)
