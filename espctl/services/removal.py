@@ -21,7 +21,7 @@ from espctl.jobs import locks
 from espctl.services.project import Project, find_run
 from espctl.store import needs
 from espctl.store import runs as store_runs
-from espctl.store.collect import sync_folders
+from espctl.store.collect import enter_moved
 from espctl.store.records import RunRecord
 
 TRASH = ".trash"
@@ -115,9 +115,7 @@ def restore(project: Project, name: str) -> RunRecord:
             return record
         raise
     target = project.folder_of(found.run)
-    with project.store.write():  # no run of this name begins meanwhile
-        _bring_back(found, target, name)
-    sync_folders(project.store, [target])
+    enter_moved(project.store, target, lambda: _bring_back(found, target, name))
     return store_runs.find_run(project.store, found.run)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,20 @@ def sync_folders(store: Store, run_folders: Sequence[Path]) -> dict[str, str]:
     for start in range(0, len(run_folders), _BATCH):
         done |= _sync_some(store, [folders.read(path, store.home) for path in run_folders[start : start + _BATCH]])
     return done
+
+
+def enter_moved(store: Store, run_folder: Path, move: Callable[[], None]) -> None:
+    """Move a run folder into its place and enter it, in one transaction.
+
+    Nobody else enters the run as one that was left behind, and no run of its name begins meanwhile.
+
+    Raises:
+        ArtifactError: the folder cannot be read; it stays where it was moved to.
+    """
+    with store.write() as session:
+        move()
+        contents = folders.read(run_folder, store.home)
+        _renew(session, contents, folders.metrics(run_folder) if contents.outcome is not None else [])
 
 
 def _sync_some(store: Store, found: Sequence[folders.Contents]) -> dict[str, str]:

@@ -263,6 +263,29 @@ def test_a_removed_run_does_not_come_back_into_one_that_begins(generated: Any) -
     assert (gone.trash / "outcome.json").is_file()
 
 
+def test_a_removed_run_is_brought_back_by_one(generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Opened.open({"home": generated.home})
+    run = esp_run(project)
+    removal.remove(project, [run])
+    told: list[str] = []
+
+    def restore() -> None:
+        with pytest.raises(RunError) as caught:
+            removal.restore(Opened.open({"home": generated.home}), run)
+        told.append(caught.value.message)
+
+    def moved(*asked: Any) -> None:
+        bring_back(*asked)
+        waiting.start()
+        waiting.join(0.3)  # who comes between moving and entering has the time to
+
+    waiting, bring_back = threading.Thread(target=restore), removal._bring_back
+    monkeypatch.setattr(removal, "_bring_back", moved)
+    assert removal.restore(project, run).id == run
+    waiting.join()
+    assert told == [f"there is no removed run {run!r}"]
+
+
 def test_labels_may_change_while_a_run_begins_or_is_exported(generated: Any, tmp_path: Path) -> None:
     project = Opened.open({"home": generated.home})
     run = esp_run(project)
