@@ -127,23 +127,27 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _told_by_errno(path: Path) -> Iterator[None]:
-    """What safetensors only writes into a sentence, such as a full disk, as the OSError that it is."""
+    """What safetensors and torch only write into a sentence, such as a full disk, as the OSError that it is."""
     try:
         yield
-    except SafetensorError as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+    except (SafetensorError, RuntimeError) as error:
+        if found := re.search(r"\(os error (\d+)\)|^unable to .* \((\d+)\)$", str(error)):
+            number = int(found[1] or found[2])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file and its verified header."""
+    gone = ArtifactError(f"{path} does not exist", "check the name, or make it again")
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist", "check the name, or make it again")
+        raise gone
     try:
-        with safe_open(path, framework="pt") as file:
+        with _told_by_errno(path), safe_open(path, framework="pt") as file:  # which opens it twice
             yield file, _header(path, file.metadata() or {})
+    except FileNotFoundError as error:
+        raise gone from error
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a readable safetensors file ({error})", DAMAGED) from error
 

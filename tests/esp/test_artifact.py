@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from esp import artifact
@@ -173,3 +175,25 @@ def test_writing_leaves_no_temporary_file(path: Path) -> None:
     small(path)
     small(path)
     assert not leftovers(path.parent, path.name)
+
+
+def test_a_file_that_goes_while_it_is_opened_is_missing_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, mapped = safe_open, torch.UntypedStorage.from_file
+
+    def gone_before(name: Path, framework: str) -> object:
+        path.unlink()
+        return opened(name, framework)
+
+    def gone_between(name: str, **asked: Any) -> object:  # torch opens it again, to map it
+        path.unlink()
+        return mapped(name, **asked)
+
+    small(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.UntypedStorage, "from_file", gone_between)
+        with pytest.raises(ArtifactError, match=r"small\.safetensors does not exist"):
+            artifact.load(path)
+    small(path)
+    monkeypatch.setattr(artifact, "safe_open", gone_before)
+    with pytest.raises(ArtifactError, match=r"small\.safetensors does not exist"):
+        artifact.load(path)
