@@ -15,10 +15,13 @@ from torch import Tensor
 
 from bench.measure import Row, isolated, peak_memory, plain_row, row_of
 from bench.setting import Size, task
+from esp.methods._matching import HEAVIER
 from esp.methods.esp import ESP
 from esp.rng import Key
 
 REPEATS = 3
+WHOLE = 400
+"""Images of the synthetic set at ipc 1, decoded."""
 LONG_REPEATS = 1
 """Of what takes minutes each: on a CPU giving every tensor back to the system takes most of the time."""
 
@@ -32,18 +35,23 @@ def run(size: Size, device: torch.device) -> list[Row]:
 
     plain = [isolated(_peak_plain, network, size.chunk, name, memory="tight") for _ in range(REPEATS)]
     one, ten, fifty, long = peaks(1, 1), peaks(10, 1), peaks(50, 1, LONG_REPEATS), peaks(1, 50, LONG_REPEATS)
+    at_once = [isolated(_peak_step, network, 1, HEAVIER * WHOLE, name, 1, memory="tight") for _ in range(REPEATS)]
+    all_plain = [isolated(_peak_plain, network, WHOLE, name, memory="tight") for _ in range(REPEATS)]
     setting = f"{network}, chunks of {size.chunk}, eager"
 
-    def row(what: str, ours: list[float], against: str, other: list[float], target: float) -> Row:
-        return row_of("memory", what, against, "B", list(zip(ours, other, strict=False)), target, setting)
+    def row(what: str, ours: list[float], against: str, other: list[float], target: float | None, how: str = setting
+            ) -> Row:  # fmt: skip
+        return row_of("memory", what, against, "B", list(zip(ours, other, strict=False)), target, how)
 
     return [
         row("peak of an ESP step, ipc 1", one, "a training step on one chunk", plain, 1.5),
         row("peak of an ESP step, ipc 10", ten, "of one at ipc 1", one, 1.15),
         row("peak of an ESP step, ipc 50", fifty, "of one at ipc 1", one, 1.15),
         row("peak over 50 inner steps", long, "over 1", one, 1.05),
+        row("peak of an ESP step in one pass, ipc 1", at_once, "a training step on the same images", all_plain, None,
+            f"{network}, {WHOLE} images at once, eager"),
         plain_row("memory", "peak of a training step on one chunk", "B", plain, None, setting),
-    ]
+    ]  # fmt: skip
 
 
 def _peak_plain(network: str, chunk: int, device: str) -> int:
@@ -63,7 +71,7 @@ def _peak_plain(network: str, chunk: int, device: str) -> int:
 def _peak_step(network: str, ipc: int, chunk: int, device: str, steps: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         made = task(Path(folder), network, "latent", ipc, chunk, torch.device(device), False)
-        method = ESP(real_batch=max(1, chunk // 10))
+        method = ESP(real_batch=max(1, min(chunk, len(made.labels)) // 10))
         state, _ = method.step(made, method.init(made, Key(0)), Key(0))
 
         def walk() -> Tensor:

@@ -14,6 +14,7 @@ from bench.measure import Row, pairs
 from bench.setting import Size, task
 from esp.core import Task
 from esp.derivatives import loss_slope, loss_sum
+from esp.methods._matching import HEAVIER
 from esp.methods.esp import ESP
 from esp.parametrisation import decode_all
 from esp.rng import Key
@@ -29,31 +30,46 @@ def _times(folder: Path, size: Size, device: torch.device) -> list[Row]:
     rows = []
     for compiled in (True, False):
         made = task(folder, size.network, "latent", 1, size.chunk, device, compiled)
-        how = "compiled" if compiled else "eager"
         repeats = size.repeats if compiled else min(3, size.repeats)
-        count = len(made.labels)
-        setting = f"{size.network}, {count} images decoded at ipc 1, chunks of {size.chunk}, {how}"
-        plain = _plain(made)
-        alone = _stepper(made, ESP(dm=0.0, inner_loss="ce"))
-        whole = _stepper(made, ESP(inner_loss="ce", real_batch=size.real_batch))
-        first = pairs(
-            "step", "ESP step on the synthetic set", alone, "a training step on the same images", plain, device,
-            repeats, 3.0 if compiled else None, setting,
-        )  # fmt: skip
-        real = f"{size.real_batch} real images per class"
-        rows += [
-            first,
-            pairs("step", f"ESP step with L_DM on {real}", whole, "a training step on the synthetic images alone",
-                  plain, device, repeats, None, setting),
-        ]  # fmt: skip
-        both, double, forward = _derivatives(made)
-        what, one = f"gradient and mixed derivative, {how}", f"{size.network}, one chunk of {size.chunk} images"
-        rows += [
-            pairs("step", what, both, "double backward, eager", double, device, repeats, 0.4 if compiled else None,
-                  one),
-            pairs("step", what, both, f"with reverse over forward, {how}", forward, device, repeats, None, one),
-        ]  # fmt: skip
+        whole = made.chunked(HEAVIER * len(made.labels))
+        rows += [*_steps(whole, size, repeats), *_steps(made, size, repeats), *_ways(made, size, repeats)]
     return rows
+
+
+def _steps(made: Task, size: Size, repeats: int) -> list[Row]:
+    """The whole step, without real images and with them."""
+    count, how = len(made.labels), "compiled" if made.compile else "eager"
+    passes = "in one pass" if made.chunk >= HEAVIER * count else f"chunks of {made.chunk}"
+    setting = f"{size.network}, {count} images decoded at ipc 1, {passes}, {how}"
+    plain = _plain(made)
+    alone = _stepper(made, ESP(dm=0.0, inner_loss="ce"))
+    whole = _stepper(made, ESP(inner_loss="ce", real_batch=size.real_batch))
+    real = f"{size.real_batch} real images per class"
+    return [
+        pairs("step", "ESP step on the synthetic set", alone, "a training step on the same images", plain, made.device,
+              repeats, 3.0 if made.compile else None, setting),
+        pairs("step", f"ESP step with L_DM on {real}", whole, "a training step on the synthetic images alone",
+              plain, made.device, repeats, None, setting),
+    ]  # fmt: skip
+
+
+def _ways(made: Task, size: Size, repeats: int) -> list[Row]:
+    """Ways to a gradient and what is pulled back through it."""
+    count = made.chunk // made.network.classes * made.network.classes
+    one, two, double, forward = _derivatives(made, count)
+    how, target = ("compiled", 0.4) if made.compile else ("eager", None)
+    setting = f"{size.network}, {count} images at once"
+    what = f"gradient and mixed derivative, {how}"
+
+    def row(what: str, ours: Callable[[], object], against: str, other: Callable[[], object], wanted: float | None,
+            ) -> Row:  # fmt: skip
+        return pairs("step", what, ours, against, other, made.device, repeats, wanted, setting)
+
+    return [
+        row(f"gradient and its pullback in one program, {how}", one, "double backward, eager", double, target),
+        row(what, two, "double backward, eager", double, target),
+        row(what, two, f"with reverse over forward, {how}", forward, None),
+    ]
 
 
 def _larger(folder: Path, size: Size, device: torch.device) -> list[Row]:
@@ -101,21 +117,27 @@ def _plain(made: Task) -> Callable[[], object]:
     return step
 
 
-def _derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
-    """Gradient and mixed derivative of one chunk, all images at once in each.
+def _derivatives(made: Task, count: int) -> tuple[Callable[[], object], ...]:
+    """Gradient and mixed derivative of `count` images, all at once in each.
 
-    Ours; by backpropagating through the backward pass, with one graph; and with the derivative along the direction
-    taken forwards, then in reverse.
+    Ours, as one program and as two; by backpropagating through the backward pass, with one graph; and with the
+    derivative along the direction taken forwards, then in reverse.
     """
     generator = torch.Generator().manual_seed(2)
-    images = torch.randn(made.chunk, *made.data.shape, generator=generator).to(made.device)
-    rows = torch.arange(made.chunk) % made.network.classes
+    images = torch.randn(count, *made.data.shape, generator=generator).to(made.device)
+    rows = torch.arange(made.network.classes).repeat_interleave(count // made.network.classes)
     targets = torch.nn.functional.one_hot(rows, made.network.classes).to(images)
     theta = made.network.init(Key(0)).to(made.device)
     direction = torch.randn(len(theta), generator=generator).to(made.device)
-    nothing = images.new_zeros(made.chunk, made.network.features)
+    nothing = images.new_zeros(count, made.network.features)
 
-    def ours() -> object:
+    def answer(gradient: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return direction, torch.zeros_like(means), gradient
+
+    def one() -> object:
+        return made.derivatives().answered(theta, images, targets, answer)
+
+    def two() -> object:
         made.derivatives().parameter_gradient(theta, images, targets)
         return made.derivatives().mixed_pullback(theta, direction, images, targets, nothing)
 
@@ -136,4 +158,4 @@ def _derivatives(made: Task) -> tuple[Callable[[], object], Callable[[], object]
         made.derivatives().parameter_gradient(theta, images, targets)
         return reverse(images)
 
-    return ours, double, forward
+    return one, two, double, forward

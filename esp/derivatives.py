@@ -4,7 +4,9 @@ Matching methods need d/dX of a function of G = d loss / d theta. With u = d(fun
 d/dX <G(X), u>: the vector u, pulled back through the gradient. G takes the work of three forward passes, pulling back
 through it four more, and both are one program that a compiler sees whole. Differentiating the loss along u instead,
 forwards and then in reverse, takes six passes without G; which is faster and leaner is measured by `make bench`. G is a
-mean over samples, so a pass for G and one for d/dX, each over chunks, are exact at the memory of one chunk.
+mean over samples, so a pass for G and one for d/dX, each over chunks, are exact at the memory of one chunk. They
+compute the forward pass and part of the reverse one twice: nine passes, which are seven where the whole set is one
+chunk whose activations may stay (`Derivatives.answered`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import grad, jvp, vjp
@@ -25,6 +26,10 @@ from esp.networks.flat import Network
 from esp.parts import is_part
 
 LOSSES = ("ce", "bce", "mse")
+
+Answer = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor, Any]]
+"""From the gradient G [p] of a mean loss and class-mean features [classes, d] to the derivatives of an objective in
+both, None where it does not depend on G, and to tensors that whoever asks wants to know."""
 
 
 def loss_sum(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
@@ -87,6 +92,19 @@ class Derivatives:
         """d/dimages of <d loss sum/d theta, direction [p]> + <features, weights [n, d]>, like images."""
         return self._programs.mixed_pullback(theta, self._statistics, direction, images, targets, weights)
 
+    @is_part("network: gradient and its pullback")
+    def answered(self, theta: Tensor, images: Tensor, targets: Tensor, answer: Answer) -> tuple[Tensor, Any]:
+        """d objective / d images, like images, of the objective that `answer` differentiates; and what else it returns.
+
+        One program, in which the activations of all images stay until the answer is pulled back through them.
+
+        Args:
+            images: of all classes in turn, equally many of each.
+            answer: it depends on the gradient.
+        """
+        slope, found = self._programs.answered(theta, self._statistics, images, targets, answer)
+        return slope, found
+
     @is_part("network: adjoint")
     def adjoint(
         self, theta: Tensor, direction: Tensor, images: Tensor, targets: Tensor
@@ -112,7 +130,7 @@ class _Programs:
     compile: bool
 
     def _program(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, dynamic=False) if self.compile else function
+        return self.network.compiled(function) if self.compile else function
 
     @cached_property
     def features(self) -> Callable[..., Tensor]:
@@ -159,6 +177,22 @@ class _Programs:
             return result
 
         return self._program(mixed_pullback)
+
+    @cached_property
+    def answered(self) -> Callable[..., tuple[Tensor, Any]]:
+        def answered(
+            theta: Tensor, statistics: Tensor | None, images: Tensor, targets: Tensor, answer: Answer
+        ) -> tuple[Tensor, Any]:
+            def look(images: Tensor) -> tuple[Tensor, Tensor]:
+                gradient, features, _ = self._gradient(theta, statistics, images, targets)
+                classes, count = targets.shape[1], len(images)
+                return gradient / count, features.reshape(classes, count // classes, -1).mean(1)
+
+            looked = vjp(look, images)
+            direction, slope, found = answer(*looked[0])
+            return looked[1]((direction, slope))[0], found
+
+        return self._program(answered)
 
     @cached_property
     def adjoint(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

@@ -16,8 +16,8 @@ R = TypeVar("R")
 PREFIX = "esp."
 NAMES = (
     "reading", "real images", "decoding", "augmentation", "network: features", "network: parameter gradient",
-    "network: mixed derivative", "network: adjoint", "network: feature pullback", "training a network", "projection",
-    "decoding and augmentation, backwards", "optimiser",
+    "network: mixed derivative", "network: gradient and its pullback", "network: adjoint", "network: feature pullback",
+    "training a network", "projection", "decoding and augmentation, backwards", "optimiser",
 )  # fmt: skip
 """Every part; where one is inside another, the outer one counts."""
 
@@ -44,6 +44,8 @@ def is_part(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():  # the program is the part
+                return function(*args, **kwargs)
             with part(name):
                 return function(*args, **kwargs)
 

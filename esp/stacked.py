@@ -89,7 +89,7 @@ class Stack:
     def _gradient(self) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """As `gradients` says; compiled where the trainer's programs are."""
         made = gradients(self.trainer.network, self.trainer.recipe.loss, differentiable=self.trainer.compiled)
-        return torch.compile(made, dynamic=False) if self.trainer.compiled else made
+        return self.trainer.network.compiled(made) if self.trainer.compiled else made
 
     def epochs(
         self,

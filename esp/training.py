@@ -160,7 +160,7 @@ class Trainer:
             slope, (loss, moments) = grad(objective, has_aux=True)(theta, images, targets)
             return slope, loss.detach(), moments.detach()
 
-        return torch.compile(gradient, dynamic=False) if self.compiled else gradient
+        return self.network.compiled(gradient) if self.compiled else gradient
 
     def start(self, key: Key) -> Snapshot:
         """A fresh network."""

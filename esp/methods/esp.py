@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
-from esp.derivatives import LOSSES
+from esp.derivatives import LOSSES, Answer
 from esp.errors import InputError
-from esp.methods._matching import Cotangent, Rates, View, class_means, real_means, require_options, require_segments
+from esp.methods._matching import Rates, View, matched, real_means, require_options, require_segments
 from esp.rng import Key
 from esp.subspace import Subspace
 from esp.trajectory import Experts
@@ -120,17 +119,10 @@ class ESP:
             task.operations(self.augmentation), task.data.num_classes, here.fold("augment").generator()
         )
         view = View(task, synthetic_parameters(state), draw)
-        gradient, means = self._look(view, theta)
-        inside, residual = space.split(gradient)
-        proj, direction = proj_loss(gradient, residual, space, self.proj_norm, slope=self.beta > 0)
-        dm, pull = self._dm_loss(task, theta, means, draw, here)
-        along = None if direction is None else self.beta * direction
-        slopes = view.pull(Cotangent(view, theta, self.dm * pull, along, self.inner_loss))
+        answer = self._answer(space, *self._real(task, theta, draw, here))
+        slopes, (metrics, move) = matched(view, theta, answer, self.inner_loss, mixed=self.beta > 0)
         state = self._rates.update(state, slopes, 1 - done / self.steps)
-        lengths = {"gradient": gradient.norm(), "inside": inside.norm() / gradient.norm()}
-        metrics = {"loss": self.dm * dm + self.beta * proj, "dm": dm, "proj": proj, **lengths}
-        student = student - self.lr_network * (inside if self.inner_step == "projected" else gradient)
-        return {**state, "student": student}, metrics
+        return {**state, "student": student - self.lr_network * move}, metrics
 
     def _segment(self, task: Task, key: Key) -> tuple[Tensor, Subspace]:
         """First snapshot and subspace of the segment that `key` draws."""
@@ -156,36 +148,43 @@ class ESP:
             return state["student"]
         return space.coordinates(first) if self.inner_step == "projected" else first
 
-    def _look(self, view: View, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient G [p] of the mean loss on the whole set (eq. 4), and class-mean features [C, d], in one pass."""
-        task, gradient = view.task, torch.zeros_like(theta)
-
-        def parts() -> Iterator[tuple[Tensor, Tensor]]:
-            for units, rows in view.chunks():
-                slope, features, _ = task.derivatives(self.inner_loss).parameter_gradient(
-                    theta, view.images(units, rows), view.targets(rows)
-                )
-                gradient.add_(slope)
-                yield features, task.labels[rows]
-
-        with torch.no_grad():
-            means = class_means(parts(), task.data.num_classes)
-        return gradient / len(task.labels), means
-
-    def _dm_loss(self, task: Task, theta: Tensor, means: Tensor, draw: augment.Draw, key: Key) -> tuple[Tensor, Tensor]:
-        """L_DM [] (eq. 8) and its derivative [C, d] in the class means."""
+    def _real(self, task: Task, theta: Tensor, draw: augment.Draw, key: Key) -> tuple[Tensor, Tensor]:
+        """Class means [C, d] of real images, and which classes count [C]: 1 or 0."""
         everyone = task.data.num_classes
-        chosen = list(range(everyone))
+        chosen, counts = list(range(everyone)), theta.new_zeros(everyone)
         if not self.dm:
-            return means.new_zeros(()), torch.zeros_like(means)
+            return theta.new_zeros(everyone, task.network.features), counts
         if 0 < self.real_classes < everyone:
             chosen = torch.randperm(everyone, generator=key.fold("classes").generator())[: self.real_classes].tolist()
-        real = real_means(task, theta, chosen, self.real_batch, draw, key.fold("real"))
-        rows = torch.tensor(chosen, device=means.device)
-        gap = torch.zeros_like(means)
-        gap[rows] = means[rows] - real[rows]
-        scale = len(chosen) * (means.shape[1] if self.dm_reduction == "mean" else 1)
-        return gap.square().sum() / scale, 2 * gap / scale
+        counts[chosen] = 1
+        return real_means(task, theta, chosen, self.real_batch, draw, key.fold("real")), counts
+
+    def _answer(self, space: Subspace, real: Tensor, counts: Tensor) -> Answer:
+        """The derivatives of the objective (eq. 9); with the metrics, and the gradient that moves the student."""
+
+        def answer(gradient: Tensor, means: Tensor) -> tuple[Tensor | None, Tensor, tuple[Metrics, Tensor]]:
+            inside, residual = space.split(gradient)
+            proj, direction = proj_loss(gradient, residual, space, self.proj_norm, slope=self.beta > 0)
+            dm, slope = dm_loss(means, real, counts, self.dm_reduction)
+            lengths = {"gradient": gradient.norm(), "inside": inside.norm() / gradient.norm()}
+            metrics = {"loss": self.dm * dm + self.beta * proj, "dm": dm, "proj": proj, **lengths}
+            along = None if direction is None else self.beta * direction
+            return along, self.dm * slope, (metrics, inside if self.inner_step == "projected" else gradient)
+
+        return answer
+
+
+def dm_loss(means: Tensor, real: Tensor, counts: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """L_DM [] (eq. 8) of class means [C, d] against real ones, and its derivative [C, d] in the means.
+
+    Args:
+        counts: 1 for each class that counts, 0 for the others [C].
+        reduction: `sum` or `mean` over the features.
+    """
+    gap = (means - real) * counts[:, None]
+    scale = counts.sum() * (means.shape[1] if reduction == "mean" else 1)
+    scale = scale.clamp(min=1)  # where none counts
+    return gap.square().sum() / scale, 2 * gap / scale
 
 
 def proj_loss(

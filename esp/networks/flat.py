@@ -8,9 +8,10 @@ else looks through statistics that were frozen first, so that an image's feature
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from esp.networks import NETWORKS
 from esp.networks.norms import BatchNorm, pure
 from esp.registry import parse_spec, resolve
 from esp.rng import Key
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -94,6 +98,14 @@ class Network:
         with FlopCounterMode(display=False) as counter:
             self._module(torch.empty(1, *self.shape, device="meta"))
         return int(counter.get_total_flops())
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function that calls this network, as a program that `torch.compile` sees whole.
+
+        What is made at its first use is made now: that takes a lock, which would break the program into pieces.
+        """
+        _ = self._modules, self._shapes, self._moments, self.statistics
+        return torch.compile(function, dynamic=False)
 
     def _make(self) -> nn.Module:
         name, options = _parse(self.spec)

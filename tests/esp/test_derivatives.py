@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from esp import augment
 from esp.core import State, Task, condense
@@ -20,6 +21,7 @@ from esp.optim import Tensors
 from esp.rng import Key
 from esp.subspace import Subspace, span
 from esp.trajectory import Experts
+from espctl.services import profile
 
 STEPS = 7
 
@@ -259,6 +261,18 @@ def test_chunks_give_what_the_whole_gives(double_task: Callable[..., Task], chun
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-7, atol=1e-9)
 
 
+def test_a_set_of_half_a_chunk_is_computed_once(double_task: Callable[..., Task]) -> None:
+    method, work = ESP(**{**vars(METHOD), "beta": 0.01, "dm": 0.0}), []
+    images = len(double_task("latent").labels)
+    for chunk in (2 * images, 2 * images - 1):
+        task = double_task("latent", chunk=chunk)
+        steps = condense(method, task, 3, start(task, method))
+        with profile._Counter() as counter:
+            next(steps)
+        work.append(counter.operations["convolution"])
+    assert 0.7 < work[0] / work[1] < 0.85, "seven passes are not nine"
+
+
 def synthetic(state: State) -> Tensors:
     return {name[4:]: value.clone() for name, value in state.items() if name.startswith("set.")}
 
@@ -271,6 +285,7 @@ def test_compiled_derivatives_are_the_eager_ones() -> None:
     images, weights = torch.randn(3, 1, 4, 4), torch.randn(3, network.features)
     targets = F.one_hot(torch.tensor([0, 1, 1]), 2).float()
     eager, compiled = Derivatives(network, "bce"), Derivatives(network, "bce", compile=True)
+    counters.clear()
     for found, expected in zip(
         compiled.parameter_gradient(theta, images, targets),
         eager.parameter_gradient(theta, images, targets),
@@ -283,3 +298,24 @@ def test_compiled_derivatives_are_the_eager_ones() -> None:
     pairs = zip(*(one.adjoint(theta, direction, images, targets) for one in (compiled, eager)), strict=True)
     for found, expected in pairs:
         assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert not counters["graph_break"], "a piece of a program is not compiled, and nobody is told"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("c++"), reason="compiling needs a C++ compiler")
+def test_a_compiled_answer_is_the_eager_one_and_compiled_once() -> None:
+    network = build("convnet,depth=1,width=2", (1, 4, 4), 2)
+    images, real = torch.randn(4, 1, 4, 4), torch.randn(2, network.features)
+    targets = F.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
+    eager, compiled = Derivatives(network, "bce"), Derivatives(network, "bce", compile=True)
+    counters.clear()
+    for number in range(3):
+        theta, basis = network.init(Key(number)), torch.linalg.qr(torch.randn(network.parameters, 3))[0]
+        answer = ESP(beta=0.1)._answer(Subspace(basis), real, torch.ones(2))
+        slope, (metrics, move) = compiled.answered(theta, images, targets, answer)
+        expected, (told, moved) = eager.answered(theta, images, targets, answer)
+        assert (slope - expected).norm() < 1e-4 * expected.norm()
+        torch.testing.assert_close(move, moved, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(metrics, told, rtol=1e-4, atol=1e-6)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1, "what changes from step to step is an input"
