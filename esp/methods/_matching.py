@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch import Tensor
 from esp import augment
 from esp.core import Task
 from esp.derivatives import Answer
-from esp.errors import InputError, UnknownNameError
+from esp.errors import UnknownNameError
 from esp.optim import Tensors, adam, below, prefixed, sgd, start_adam, start_sgd
 from esp.parts import is_part, part
 from esp.rng import Key
-from esp.spaces import NORMALISED
 
 HEAVIER = 2
 """What is pulled back through a gradient holds 2.3 times what that does, compiled: for half a chunk it is 1.2."""
@@ -201,51 +199,6 @@ def real_means(task: Task, theta: Tensor, classes: list[int], count: int, draw: 
             for rows, labels in everything
         )
         return class_means(parts, task.data.num_classes)
-
-
-def require_segments(name: str, task: Task, segment: int, start_max: int) -> None:
-    """Refuse a task whose experts are missing, of something else, or end before epoch `start_max + segment`."""
-    if task.experts is None or not task.experts.trajectories:
-        command = f"espctl experts build --dataset {task.data.name} --network {task.network.spec}"
-        space = "" if task.data.space == NORMALISED else f" --space {task.data.space}"
-        raise InputError(f"{name} needs expert trajectories", f"build them: {command}{space}")
-    task.experts.require(task.network.spec, task.data.fingerprint, segment, task.data.space)
-    if start_max + segment > task.experts.epochs:
-        raise InputError(
-            f"start_max={start_max} plus segment={segment} is more than the {task.experts.epochs} epochs of the "
-            "experts",
-            f"use --set start_max={max(0, task.experts.epochs - segment)}, or build longer experts",
-        )
-
-
-def require_options(method: object, task: Task, **known: tuple[str, ...]) -> None:
-    """Refuse values of a method's options that no method can use with the task.
-
-    Raises:
-        UnknownNameError: an option has none of its known values.
-        InputError: a start from real images where none can be stored, a learning rate that is negative or not finite,
-            or a momentum outside [0, 1).
-    """
-    require_choices(method, **known)
-    name = type(method).__name__
-    if getattr(method, "start", "") == "real" and not task.parametrisation.stores_images:
-        raise InputError(
-            f"{name} cannot start from real images in a latent set",
-            "use --set start=noise, or --parametrisation pixels",
-        )
-    for option in (field.name for field in fields(method) if field.name.startswith("lr_")):  # type: ignore[arg-type]
-        value = getattr(method, option)
-        if not 0 <= value < math.inf:
-            raise InputError(f"{option}={value} of {name} is no learning rate", f"give --set {option}=0 or more")
-    if not 0 <= getattr(method, "momentum", 0) < 1:
-        raise InputError(f"{name} needs a momentum from 0 to below 1", "correct --set momentum=...")
-
-
-def require_choices(method: object, **known: tuple[str, ...]) -> None:
-    """Raise `UnknownNameError` where an option of a method has none of its known values."""
-    for option, values in known.items():
-        if getattr(method, option) not in values:
-            raise UnknownNameError(option, str(getattr(method, option)), values)
 
 
 @dataclass(frozen=True)

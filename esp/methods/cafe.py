@@ -12,7 +12,8 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
 from esp.methods._levels import align, require_levels
-from esp.methods._matching import Rates, View, require_options
+from esp.methods._matching import Rates, View
+from esp.methods._options import require_options
 from esp.parametrisation import decode_all
 from esp.presets import loops
 from esp.rng import Key

@@ -12,7 +12,8 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
 from esp.methods._levels import align, require_levels
-from esp.methods._matching import Cotangent, Rates, View, real_means, require_options, require_segments, synthetic_means
+from esp.methods._matching import Cotangent, Rates, View, real_means, synthetic_means
+from esp.methods._options import require_options, require_segments
 from esp.optim import Tensors
 from esp.rng import Key
 

@@ -12,7 +12,8 @@ from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.derivatives import LOSSES, Answer
 from esp.errors import InputError
-from esp.methods._matching import Rates, View, matched, real_means, require_options, require_segments
+from esp.methods._matching import Rates, View, matched, real_means
+from esp.methods._options import require_options, require_segments
 from esp.rng import Key
 from esp.subspace import Subspace
 from esp.trajectory import Experts

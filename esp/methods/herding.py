@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esp.core import Metrics, State, Task
 from esp.errors import InputError
-from esp.methods._matching import require_segments
+from esp.methods._options import require_segments
 from esp.parametrisation import Pixels
 from esp.rng import Key
 

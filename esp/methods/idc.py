@@ -11,7 +11,8 @@ from torch import Tensor
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._matching import Rates, mean_gradient, require_options
+from esp.methods._matching import Rates, mean_gradient
+from esp.methods._options import require_options
 from esp.networks.flat import Network
 from esp.optim import Tensors, prefixed
 from esp.parametrisation import Frame

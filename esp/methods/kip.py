@@ -15,7 +15,8 @@ from torch import Tensor
 from esp.core import Metrics, State, Task, learned, synthetic_parameters
 from esp.errors import InputError
 from esp.kernels import random_features
-from esp.methods._matching import Rates, View, require_options
+from esp.methods._matching import Rates, View
+from esp.methods._options import require_options
 from esp.optim import Tensors, adam, below, prefixed, start_adam
 from esp.parametrisation import decode_all
 from esp.regression import Batch, Regression

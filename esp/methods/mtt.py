@@ -15,7 +15,8 @@ from torch import Tensor
 from esp import augment
 from esp.core import Metrics, State, Task, synthetic_parameters
 from esp.errors import InputError
-from esp.methods._matching import Rates, View, mean_gradient, require_options, require_segments
+from esp.methods._matching import Rates, View, mean_gradient
+from esp.methods._options import require_options, require_segments
 from esp.optim import below, prefixed, sgd
 from esp.parametrisation import decode_all
 from esp.rng import Key

@@ -88,7 +88,7 @@ class Page:
 
 def build(page: Page) -> str:
     """The page as HTML text."""
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _colours() + _asset("page.css"), _asset("page.js")
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     runs = {facts.id: f"run-{number}" for number, facts in enumerate(page.runs, start=1)}
     chapters = "".join(_chapter(number, chapter, runs) for number, chapter in enumerate(page.chapters, start=1))
@@ -101,6 +101,10 @@ def build(page: Page) -> str:
         f"</header>\n<main>{chapters}{_charts(page.charts)}{_runs(page.runs)}{_sources(page.sources)}</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _colours() -> str:
+    return f":root {{ {' '.join(f'--c{number}: {colour};' for number, colour in enumerate(svg.COLOURS))} }}\n"
 
 
 def _contents(page: Page) -> str:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from esp import files
 from esp.errors import InputError
-from espctl.report.svg import Chart
+from espctl.report.svg import COLOURS, Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0a58b5", "#c2410c", "#15803d", "#9333ea", "#b91c5c", "#0e7490", "#854d0e", "#475569", "#4d7c0f")
-"""Those of page.css."""
 FEW = 4
 """Lines whose legend fits inside; of more it stands below."""
 

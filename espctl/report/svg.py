@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 320, 190
-COLOURS = 9
+COLOURS = ("#0a58b5", "#c2410c", "#15803d", "#9333ea", "#b91c5c", "#0e7490", "#854d0e", "#475569", "#4d7c0f")
+"""Of curves on a light ground; page.css has those for a dark one."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
 
 
@@ -62,14 +63,14 @@ def draw(chart: Chart) -> str:
     for line in chart.lines:
         path = " ".join(f"{across(_place(x, chart.logarithmic)):.1f},{up(y):.1f}" for x, y in line.points)
         dash = " dash" if line.dashed else ""
-        parts.append(f'<polyline class="line s{line.colour % COLOURS}{dash}" points="{path}"/>')
+        parts.append(f'<polyline class="line s{line.colour % len(COLOURS)}{dash}" points="{path}"/>')
         for (x, y), sd in zip(line.points, line.spread, strict=False):
             place = across(_place(x, chart.logarithmic))
             bar = f"M{place:.1f} {up(y - sd):.1f}V{up(y + sd):.1f}"
-            parts.append(f'<path class="line s{line.colour % COLOURS}" d="{bar}"/>')
-        if len(line.points) <= COLOURS + 2:
+            parts.append(f'<path class="line s{line.colour % len(COLOURS)}" d="{bar}"/>')
+        if len(line.points) <= len(COLOURS) + 2:
             parts += [
-                f'<circle class="s{line.colour % COLOURS}" fill="none" r="3" '
+                f'<circle class="s{line.colour % len(COLOURS)}" fill="none" r="3" '
                 f'cx="{across(_place(x, chart.logarithmic)):.1f}" cy="{up(y):.1f}"/>'
                 for x, y in line.points
             ]
@@ -79,7 +80,7 @@ def draw(chart: Chart) -> str:
 def key(chart: Chart) -> str:
     """What the colours stand for."""
     return "".join(
-        f'<span class="key"><svg viewBox="0 0 24 8" aria-hidden="true"><path class="line s{line.colour % COLOURS}'
+        f'<span class="key"><svg viewBox="0 0 24 8" aria-hidden="true"><path class="line s{line.colour % len(COLOURS)}'
         f'{" dash" if line.dashed else ""}" d="M0 4H24"/></svg> {escape(line.label)}</span>'
         for line in chart.lines
     )

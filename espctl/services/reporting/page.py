@@ -132,8 +132,8 @@ def _by_epoch(project: Project, rows: Sequence[Row]) -> list[svg.Chart]:
             points = _curve(project, row) if (row.ipc, row.network, row.protocol) == key else ()
             if len(points) > 1:
                 lines.append(svg.Line(_label(row), points, colour=len(lines)))
-        for start in range(0, len(lines), svg.COLOURS):
-            part = tuple(lines[start : start + svg.COLOURS])
+        for start in range(0, len(lines), len(svg.COLOURS)):
+            part = tuple(lines[start : start + len(svg.COLOURS)])
             caption = f"{key[0]} per class, {key[1]}, {key[2]}; percent of the test set, mean over networks."
             charts.append(svg.Chart("Accuracy while training on the set", "epoch", "accuracy", part, caption))
     return charts
