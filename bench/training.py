@@ -98,7 +98,10 @@ def _evaluation(home: Path, size: Size, device: torch.device) -> list[Row]:
         return wall, _trained(place.glob("runs/*/evaluations/*.json"))
 
     note = f"{seeds} networks of {size.network} on 100 images, {epochs} epochs"
-    return [_row("evaluation", home / "evaluate", way, measure, note, size) for way in _ways(device, 0)]
+    ways, cores = _ways(device, 0), str(len(os.sched_getaffinity(0)))
+    if device.type == "cpu":
+        ways.append(Way(f"{cores} processes", ("--jobs", cores, "--stack", "0"), None))
+    return [_row("evaluation", home / "evaluate", way, measure, note, size) for way in ways]
 
 
 def _row(

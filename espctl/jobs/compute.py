@@ -22,6 +22,8 @@ FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
 CHUNK = {"cpu": 64, "cuda": 512}  # images; more need memory and save no time
 WORTH_COMPILING = 240.0  # seconds
 WORTH_PROCESSES = 30.0  # seconds; a process needs a few of them to begin
+PROCESS_TIME = 0.95
+"""Time of two networks in two processes, against one after the other in as many threads: ConvNet-3, widths 8 to 128."""
 STEP_SECONDS = 0.003
 """A step takes a CPU no less, however small the network: so much it takes to start its operations."""
 FILLED = 0.7
@@ -137,8 +139,8 @@ def stack_of(
 def jobs_of(chosen: settings.Compute, most: int, flops: float, steps: int) -> int:
     """Processes that train networks beside each other, the faster of one and one for each core of a CPU.
 
-    It follows from the whole of the work and not from what is left of it: threads, and with them the rounding of sums,
-    are those of an uninterrupted call.
+    Where the last networks would leave cores idle, that is one. It follows from the whole of the work and not from what
+    is left of it: threads, and with them the rounding of sums, are those of an uninterrupted call.
 
     Args:
         chosen: the settings.
@@ -150,7 +152,9 @@ def jobs_of(chosen: settings.Compute, most: int, flops: float, steps: int) -> in
     if most < 2 or cores < 2 or chosen.stack > 1 or _present(device_of(chosen)).type != "cpu":
         return 1
     seconds = max(flops / (FLOPS_PER_SECOND["cpu"] * cores), most * steps * STEP_SECONDS)
-    return min(cores, most) if seconds > WORTH_PROCESSES else 1
+    jobs = min(cores, most)
+    rounds = -(-most // jobs)
+    return jobs if seconds > WORTH_PROCESSES and PROCESS_TIME * rounds * jobs <= most else 1
 
 
 def peak_memory(device: torch.device) -> int:

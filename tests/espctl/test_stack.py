@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -160,12 +161,15 @@ def test_a_gpu_takes_as_many_as_fit() -> None:
     assert stack_of(cuda, network, 256, 5, host_bytes=10**9) <= 2
 
 
-def test_short_scoring_stays_in_one_process() -> None:
+def test_short_scoring_stays_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     cpu = Compute(device="cpu")
-    cores = jobs_of(cpu, 1000, 1e18, 1)
-    assert jobs_of(cpu, 5, 1e6, 10) == 1
+    assert jobs_of(cpu, 4, 1e6, 10) == 1
     assert jobs_of(cpu, 1, 1e18, 10) == 1
-    assert jobs_of(cpu, 5, 1e6, 10**6) == min(5, cores)
+    assert jobs_of(cpu, 3, 1e18, 10) == 3
+    assert jobs_of(cpu, 4, 1e6, 10**6) == 4
+    assert jobs_of(cpu, 5, 1e18, 10) == 1, "three cores would wait for the fifth"
+    assert jobs_of(cpu, 79, 1e18, 10) == 4, "one core waits for a twentieth of the time"
     assert jobs_of(replace(cpu, stack=5), 5, 1e18, 10) == 1
     assert jobs_of(replace(cpu, threads=10_000), 5, 1e18, 10) == 1
 
