@@ -21,7 +21,7 @@ from espctl import settings
 FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
 CHUNK = {"cpu": 64, "cuda": 512}  # images; more need memory and save no time
 WORTH_COMPILING = 240.0  # seconds
-WORTH_PROCESSES = 30.0  # seconds; a process needs a few of them to begin
+WORTH_PROCESSES = 120.0  # seconds; a process needs a few of them to begin, and saves a twentieth
 PROCESS_TIME = 0.95
 """Time of two networks in two processes, against one after the other in as many threads: ConvNet-3, widths 8 to 128."""
 STEP_SECONDS = 0.003
