@@ -60,14 +60,15 @@ def hold(folder: Path, shared: bool = False, wait: float | None = GLANCE, on_wai
 def glance(folder: Path) -> Iterator[bool]:
     """Whether nobody works on a run; if so, nobody begins to within the block: what is read there holds together.
 
-    A run whose state is read before or after such a look may have ended, or begun, in between.
+    A run whose state is read before or after such a look may have ended, or begun, in between. That holds for every run
+    that was begun here; a folder of someone else may have no lock yet.
     """
     with contextlib.ExitStack() as stack:
         free = True
         try:
             fcntl.flock(stack.enter_context((folder / "lock").open()), fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
-            pass  # nobody has ever worked on it
+            pass
         except BlockingIOError:
             free = False
         yield free

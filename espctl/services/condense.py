@@ -255,6 +255,7 @@ def trial_folder(project: Project, prepared: Prepared) -> Path:
 
 def _write_request(folder: Path, prepared: Prepared) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lock").touch()  # there before the run is: who finds no lock cannot keep others from beginning
     if prepared.patch:
         files.write_text(folder / "patch.diff", prepared.patch)
     described = {**prepared.described, "id": folder.name}

@@ -150,6 +150,21 @@ def test_a_run_that_ended_since_it_was_looked_at_is_not_said_to_be_running(
     assert project(words).json == done.json
 
 
+def test_a_run_that_is_entered_has_its_lock(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one who asks for it too could see it begin after having found that nobody works on it."""
+    seen: list[set[str]] = []
+    carry_out = condense.carry_out
+
+    def entered(opened: Opened, run: str, *rest: Any) -> Any:
+        seen.append({path.name for path in opened.folder_of(run).iterdir()})
+        return carry_out(opened, run, *rest)
+
+    monkeypatch.setattr(condense, "carry_out", entered)
+    project("condense -d digits --ipc 1 -m dm --set steps=1 --set real_batch=8")
+    assert len(seen) == 1
+    assert seen[0] >= {"lock", "request.json"}
+
+
 def is_claimed(folder: Path) -> bool:
     try:
         locks.require_unclaimed(folder)
