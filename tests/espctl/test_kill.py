@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from espctl.jobs import locks
+
 STEPS = 30
 OPTIONS = f"--set steps={STEPS} --set real_batch=8 --set segment=2 --set start_max=2 --set restart=7"
 CONDENSE = (
@@ -88,12 +90,19 @@ def test_an_interrupt_is_saved_and_says_how_to_go_on(
     assert values(run) == undisturbed["metrics"]
 
 
+def is_held(run: Path) -> bool:
+    if not run.exists():
+        return False
+    with locks.glance(run) as free:
+        return not free
+
+
 def test_an_interrupt_before_the_first_step_leaves_a_run_that_can_be_resumed(
     project: Any, launch: Any, undisturbed: dict[str, bytes], wait_until: Any
 ) -> None:
     run = project.home / "runs" / undisturbed["name"].decode()
     process = launch(project, CONDENSE)
-    wait_until((run / "lock").exists, "the run does not start")
+    wait_until(lambda: is_held(run), "the run does not start")
     process.kill(signal.SIGINT)
     done = process.wait()
     assert done.code == 130
