@@ -17,10 +17,11 @@ from bench.measure import Row, isolated, peak_memory, plain_row, row_of
 from bench.setting import Size, task
 from esp.methods._matching import HEAVIER
 from esp.methods.esp import ESP
+from esp.parametrisation import Frame, build, labels
 from esp.rng import Key
 
 REPEATS = 3
-WHOLE = 400
+WHOLE = len(labels(build("latent", Frame(10, 1, (3, 32, 32)), {})))
 """Images of the synthetic set at ipc 1, decoded."""
 LONG_REPEATS = 1
 """Of what takes minutes each: on a CPU giving every tensor back to the system takes most of the time."""

@@ -17,7 +17,7 @@ import pytest
 
 from espctl.errors import RunError
 from espctl.jobs import locks
-from espctl.services import condense, gc, removal
+from espctl.services import bundles, condense, gc, removal
 from espctl.services.project import Project as Opened
 from espctl.store import collect, labels
 from espctl.store import folder as folders
@@ -276,6 +276,33 @@ def test_a_removed_run_does_not_come_back_into_one_that_begins(generated: Any) -
     assert told == [f"there is a run {run} again"]
     assert gone.trash is not None
     assert (gone.trash / "outcome.json").is_file()
+
+
+def test_an_imported_run_does_not_come_into_one_that_begins(generated: Any, tmp_path: Path) -> None:
+    project = Opened.open({"home": generated.home})
+    run = esp_run(project)
+    request = json.loads((project.folder_of(run) / "request.json").read_text())
+    generated(f"runs export {run} -o {tmp_path}/one.tar")
+    removal.remove(project, [run])
+    told: list[str] = []
+
+    def take_in() -> None:
+        with pytest.raises(RunError) as caught:
+            bundles.take_in(Opened.open({"home": generated.home}), tmp_path / "one.tar")
+        told.append(caught.value.message)
+
+    def write(folder: Path) -> Any:
+        waiting.start()
+        waiting.join(0.5)  # who comes between looking and writing has the time to
+        folder.mkdir()
+        (folder / "request.json").write_text(json.dumps(request))
+        return request
+
+    waiting = threading.Thread(target=take_in)
+    store_runs.begin_run(project.store, project.paths.runs, run, request["key"], write, again=True)
+    waiting.join()
+    assert told == [f"{project.folder_of(run)} was made in the meantime"]
+    assert not (project.folder_of(run) / "outcome.json").exists()
 
 
 def test_a_removed_run_is_brought_back_by_one(generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
